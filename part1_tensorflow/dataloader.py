@@ -1,0 +1,242 @@
+"""From the paths in a CSV file to batches, with tf.data and albumentations.
+
+Article, section 3:
+https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/2022/08/02/segmentation-model-part1.html
+"""
+
+import argparse
+import os
+import queue
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from keras2 import tf
+from transform import train_transform, valid_transform
+from utils import stop
+
+cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
+
+Paths = tuple[list[str], list[str]]  # of images, and of their masks
+ImageAndMask = tuple[tf.Tensor, tf.Tensor]
+UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
+
+
+def load_data_path(data_root: Path, csv_file: str) -> Paths:
+    """The paths of images and masks in <data_root>/csv_file/<csv_file>, in its order.
+
+    Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
+    """
+    file = data_root / "csv_file" / csv_file
+    again = f"run data_preparation.py --data_root {data_root}"
+    try:
+        table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+        images, masks = table["images"].tolist(), table["masks"].tolist()
+    except FileNotFoundError:
+        stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
+    except (KeyError, ValueError, OSError) as error:
+        stop(f"{file} is damaged ({error}); {again}")
+    if not images:
+        stop(f"{file} names no photographs; {again}")
+    for path in images + masks:
+        if path.startswith("/") or ".." in path.split("/"):
+            stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
+    return [f"{data_root}/{path}" for path in images], [f"{data_root}/{path}" for path in masks]
+
+
+def load_image_and_mask_from_path(image_path: tf.Tensor, mask_path: tf.Tensor) -> ImageAndMask:
+    """Read two PNG files: an RGB image (H, W, 3) and a mask (H, W) of 0 and 1, both uint8."""
+    image = tf.io.decode_png(tf.io.read_file(image_path), channels=3)
+    mask = tf.io.decode_png(tf.io.read_file(mask_path), channels=1)
+    return image, mask[..., 0] // 255
+
+
+def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int) -> ImageAndMask:
+    """Call a Python function, which makes an image and a mask of this size, from within tf.data.
+
+    TensorFlow cannot see what comes out of Python, and the network wants to know the shapes.
+    """
+    # stateful=False: the same inputs give the same outputs, so TensorFlow need not keep the calls in order
+    image, mask = tf.numpy_function(function, inputs, [tf.uint8, tf.uint8], stateful=False)
+    image.set_shape((image_size, image_size, 3))
+    mask.set_shape((image_size, image_size))
+    return image, mask
+
+
+def load_from_files(paths: Paths, image_size: int) -> Load:
+    """A function that reads photograph `index` and its mask and resizes them, each time anew."""
+    images, masks = tf.constant(paths[0]), tf.constant(paths[1])
+    transform = valid_transform(image_size)
+
+    def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        resized = transform(image=image, mask=mask)
+        return resized["image"], resized["mask"]
+
+    def load(index: tf.Tensor) -> ImageAndMask:
+        image, mask = load_image_and_mask_from_path(images[index], masks[index])
+        return call_numpy(resize, [image, mask], image_size)
+
+    return load
+
+
+def load_from_cache(load: Load, length: int, image_size: int, workers: int, folder: Path | None) -> Load:
+    """Call `load` once for each of `length` photographs and serve the results from then on.
+
+    Args:
+        folder: keep them in files in this folder, or in memory if None. The files are written anew by
+            every run, so they are never out of date.
+    """
+    size = length * image_size**2 * 4
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(folder).free if folder else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > 0.9 * room:
+        stop(f"--cache: {length} photographs take {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB; use --cache none")
+
+    def make_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.memmap(folder / name, np.uint8, "w+", shape=shape) if folder else np.empty(shape, np.uint8)
+
+    images = make_array("images.uint8", (length, image_size, image_size, 3))
+    masks = make_array("masks.uint8", (length, image_size, image_size))
+    decoded = tf.data.Dataset.range(length).map(load, num_parallel_calls=workers or None).as_numpy_iterator()
+    for index, (image, mask) in enumerate(tqdm(decoded, "caching", length, unit="image", disable=None)):
+        images[index], masks[index] = image, mask
+    return lambda index: call_numpy(lambda i: (images[i], masks[i]), [index], image_size)
+
+
+def augment(image_size: int, seed: int, workers: int) -> Callable[..., ImageAndMask]:
+    """A function that changes image and mask at random: always alike for the same seed, epoch and
+    index, whichever thread gets to them first."""
+    # A transform keeps the state of its random numbers, so no two threads may use one at a time.
+    transforms: queue.SimpleQueue = queue.SimpleQueue()
+    for _ in range(max(workers, 1)):
+        transforms.put(train_transform())
+
+    def aug_fn(image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        transform = transforms.get()
+        try:
+            transform.set_random_seed(int(np.random.SeedSequence([seed, int(epoch), int(index)]).generate_state(1)[0]))
+            augmented = transform(image=image, mask=mask)
+        finally:
+            transforms.put(transform)
+        return augmented["image"], augmented["mask"]
+
+    return lambda image, mask, epoch, index: call_numpy(aug_fn, [image, mask, epoch, index], image_size)
+
+
+def shuffled_epochs(length: int, used: int, seed: int, epochs: range) -> tf.data.Dataset:
+    """(epoch, index) of the photographs in the order of training, epoch after epoch.
+
+    Numbers are shuffled, not pictures: all of them at once, at the price of 8 bytes each. An epoch
+    uses the first `used` of its `length` photographs; those that would not fill a batch are left out.
+    The order follows from seed and epoch alone, so a run that goes on at epoch 7 gets that of epoch 7.
+    """
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(length, dtype=tf.int64), seed=[seed, epoch])
+        return tf.data.Dataset.from_tensor_slices(order[:used]).map(lambda index: (epoch, index))
+
+    return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
+
+
+def in_order(length: int) -> tf.data.Dataset:
+    """(epoch, index) of the photographs for validation: once through."""
+    return tf.data.Dataset.range(length).map(lambda index: (tf.zeros_like(index), index))
+
+
+def tf_dataset(
+    load: Load,
+    order: tf.data.Dataset,
+    batch_sizes: list[int],
+    workers: int,
+    aug_fn: Callable[..., ImageAndMask] | None = None,
+) -> tf.data.Dataset:
+    """Batches of the photographs that `order` names.
+
+    Args:
+        load: gives image (S, S, 3) and mask (S, S), uint8, for an index.
+        order: elements (epoch, index).
+        batch_sizes: of one batch after the other, and then from the beginning again.
+        workers: threads that load; with 0 the thread that asks for a batch makes it.
+        aug_fn: augments a photograph, see `augment`.
+
+    Returns:
+        Batches of images, uint8 (N, S, S, 3) in [0, 255], and masks, float32 (N, S, S, 1) in {0, 1}.
+    """
+
+    def process_data(epoch: tf.Tensor, index: tf.Tensor) -> ImageAndMask:
+        image, mask = load(index)
+        if aug_fn:
+            image, mask = aug_fn(image, mask, epoch, index)
+        return image, tf.cast(mask, tf.float32)[..., tf.newaxis]
+
+    in_parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
+    dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
+    if len(batch_sizes) > 1:
+        dataset = dataset.rebatch(batch_sizes)
+    return dataset.prefetch(tf.data.AUTOTUNE)  # the next batches are made while the network learns from this one
+
+
+def create_loader(
+    args: argparse.Namespace,
+    paths: Paths,
+    context: tf.distribute.InputContext,
+    steps: int,
+    epochs: range | None = None,
+) -> tf.data.Dataset:
+    """The batches of one machine, each for one of its devices.
+
+    Args:
+        paths: all of them, of which each machine takes its share.
+        context: which machine this is, of how many, and how many devices they have together.
+        steps: of an epoch; a step takes one batch for each device.
+        epochs: for training, its epochs, one after the other without a pause; None for validation.
+    """
+    machine, machines = context.input_pipeline_id, context.num_input_pipelines
+    images, masks = paths[0][machine::machines], paths[1][machine::machines]
+    load = load_from_files((images, masks), args.image_size)
+    if args.cache != "none":
+        name = f"{'valid' if epochs is None else 'train'}{machine}"
+        folder = args.work_dir / "tensorflow" / "cache" / name if args.cache == "disk" else None
+        load = load_from_cache(load, len(images), args.image_size, args.workers, folder)
+    if epochs is not None:
+        seed = args.seed + machine  # else all machines would shuffle and augment alike
+        batch_size = context.get_per_replica_batch_size(args.batch_size)
+        order = shuffled_epochs(len(images), steps * args.batch_size // machines, seed, epochs)
+        aug_fn = augment(args.image_size, seed, args.workers)
+        return tf_dataset(load, order, [batch_size], args.workers, aug_fn)
+    # Every photograph counts once in validation, and in each step every device needs at least one:
+    # so they are dealt evenly, and the batches may differ by one.
+    used = min(len(images), steps * args.batch_size // machines) if args.limit_batches else len(images)
+    batches = np.array_split(np.arange(used), steps * context.num_replicas_in_sync // machines)
+    return tf_dataset(load, in_order(used), [len(batch) for batch in batches], args.workers)
+
+
+def sample_batch(paths: Paths, number: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`number` photographs, evenly spaced so that each source is likely among them, as one batch."""
+    chosen = np.unique(np.linspace(0, len(paths[0]) - 1, number).astype(int))
+    load = load_from_files(([paths[0][i] for i in chosen], [paths[1][i] for i in chosen]), image_size)
+    return next(tf_dataset(load, in_order(len(chosen)), [number], workers=0).as_numpy_iterator())
+
+
+def find_damaged_file(paths: Paths) -> str | None:
+    """The first file that cannot be read or does not fit to its pair; it has become so since it was prepared.
+
+    tf.data says that a file is damaged, but not which, so this looks for it when that has happened.
+    """
+    for image_path, mask_path in zip(*paths, strict=True):
+        sizes = []
+        for path in (image_path, mask_path):
+            try:
+                sizes.append(tf.io.decode_png(tf.io.read_file(path)).shape[:2])
+            except UNREADABLE:
+                return path
+        if sizes[0] != sizes[1]:
+            return mask_path
+    return None

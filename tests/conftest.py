@@ -1,0 +1,91 @@
+"""What the tests share: a copy of a part in an empty folder, sample data, and a way to run its scripts."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
+# The smallest network that learns something, from scratch, in seconds.
+SMALL = ["--encoder", "mobilenetv2", "--encoder_weights", "none", "--image_size", "64", "--batch_size", "8"]
+
+
+def python_of(part: str) -> Path:
+    """The interpreter of the environment that `part` belongs to."""
+    return ROOT / (".venv-tf" if part[:5] in ("part1", "part2") else ".venv-pt") / "bin" / "python"
+
+
+class Part:
+    """A part that was copied to a folder of its own, where nothing else of the repository is."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder / name
+        self.python = python_of(name)
+        shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def start(self, script: str, *args: object, **env: str) -> subprocess.Popen[str]:
+        """Start one of its scripts in a process group of its own."""
+        return subprocess.Popen(
+            [str(self.python), script, *map(str, args)],
+            cwd=self.folder,
+            env=os.environ | {"WANDB_MODE": "offline"} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script: str, *args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its scripts to its end, which has to be `code`, and without a traceback."""
+        process = self.start(script, *args, **env)
+        try:
+            out, err = process.communicate(timeout=600)
+        finally:
+            stop_group(process)
+        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def stop_group(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_rows(metrics_csv: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has written so many epochs into its metrics.csv."""
+    for _ in range(3000):
+        if metrics_csv.exists() and len(metrics_csv.read_text().splitlines()) > rows:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise TimeoutError(metrics_csv)
+
+
+@pytest.fixture(scope="session")
+def part1(tmp_path_factory: pytest.TempPathFactory) -> Part:
+    return Part("part1_tensorflow", tmp_path_factory.mktemp("copied alone"))  # a path with a space
+
+
+@pytest.fixture(scope="session")
+def data_root(part1: Part, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 sample photographs, prepared."""
+    root = tmp_path_factory.mktemp("data") / "nails of a hand"
+    command = [str(part1.python), str(ROOT / "sample_data.py"), "--data_root", str(root), "--images", "60"]
+    subprocess.run(command, check=True, capture_output=True)
+    part1.run("data_preparation.py", "--data_root", root)
+    return root
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "work dir"
+    shutil.rmtree(tmp_path, ignore_errors=True)  # checkpoints are large

@@ -1,0 +1,97 @@
+"""Parts are copied, not imported: shared files are byte-identical, and every package a part needs is its own.
+
+Run as a script, as `make copies` does, it repairs what has drifted.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
+# In all parts that have them these files are the same to the byte.
+SHARED = ["utils.py", "data_preparation.py", "data_summary.py", "image_files.py", "pairs.py"]
+# Installed under one name, imported under another.
+IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL", "tf-keras": "tf_keras"}
+# The viewer of --log tensorboard: a command, and what tf.summary calls.
+NOT_IMPORTED = {"tensorboard"}
+
+
+def originals() -> list[tuple[Path, list[Path]]]:
+    """Each shared file of the earliest part that has it, and its copies in the others."""
+    found = [[ROOT / part / name for part in PARTS if (ROOT / part / name).exists()] for name in SHARED]
+    return [(files[0], files[1:]) for files in found if files]
+
+
+def packages(requirements_in: Path) -> set[str]:
+    """The names in a requirements.in, without extras, comments and other files."""
+    lines = [line.split("#")[0].strip() for line in requirements_in.read_text().splitlines()]
+    return {re.split(r"[\[=<>]", line)[0] for line in lines if line and not line.startswith("-r")}
+
+
+def locked(requirements_txt: Path) -> set[str]:
+    return {line for line in requirements_txt.read_text().splitlines() if "==" in line}
+
+
+def test_shared_files_are_the_same() -> None:
+    for original, copies in originals():
+        for copy in copies:
+            assert copy.read_bytes() == original.read_bytes(), f"{copy} differs from {original}: run make copies"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_imports_what_it_requires_and_nothing_else(part: str) -> None:
+    files = list((ROOT / part).glob("*.py"))
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    own = {file.stem for file in files}
+    foreign = imported - own - set(sys.stdlib_module_names)
+    required = packages(ROOT / part / "requirements.in") - NOT_IMPORTED
+    assert foreign == {IMPORTED_AS.get(name, name.replace("-", "_")) for name in required}
+
+
+@pytest.mark.parametrize("folder", [*PARTS, "tests"])
+def test_one_lock(folder: str) -> None:
+    assert locked(ROOT / folder / "requirements.txt") <= locked(ROOT / "requirements.txt")
+    assert f"-r {folder}/requirements.in" in (ROOT / "requirements.in").read_text().splitlines()
+
+
+def test_one_opencv_and_no_agpl() -> None:
+    names = {line.split("==")[0].strip() for line in locked(ROOT / "requirements.txt")}
+    assert {name for name in names if "opencv" in name} == {"opencv-python-headless"}
+    assert "albumentationsx" not in names
+
+
+@pytest.mark.parametrize(("venv", "module"), [(".venv-tf", "torch"), (".venv-pt", "tensorflow")])
+def test_tensorflow_and_torch_do_not_meet(venv: str, module: str) -> None:
+    python = ROOT / venv / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no part needs {venv} yet")
+    find = f"import importlib.util; print(importlib.util.find_spec({module!r}))"
+    found = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_files_are_read_in_one_sitting(part: str) -> None:
+    for file in (ROOT / part).glob("*.py"):
+        lines = len(file.read_text().splitlines())
+        assert lines <= (200 if file.name == "train.py" else 300), f"{file} has {lines} lines"
+
+
+if __name__ == "__main__":
+    for original, copies in originals():
+        for copy in copies:
+            if copy.read_bytes() != original.read_bytes():
+                shutil.copyfile(original, copy)
+                print(f"copied {original.relative_to(ROOT)} to {copy.relative_to(ROOT)}")

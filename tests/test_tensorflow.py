@@ -1,0 +1,298 @@
+"""Part 1, from a copied folder: training, logs, checkpoints, resuming, devices, prediction."""
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import SMALL, Part, wait_for_rows
+
+COLUMNS = ["epoch", "train_loss", "val_loss", "val_iou", "val_f1", "learning_rate", "seconds", "images_per_second"]
+
+
+@pytest.fixture(scope="module")
+def trained(part1: Part, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a few epochs with TensorBoard: its folder and what it printed."""
+    work_dir = tmp_path_factory.mktemp("trained")
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--encoder", "resnet18", "--optimizer", "adamw"]
+    done = part1.run("train.py", *args, "--learning_rate", 3e-3, "--epochs", 21, "--log", "tensorboard")
+    return work_dir / "tensorflow", done.stdout
+
+
+def test_training_finds_nails_and_leaves_what_it_should(trained: tuple[Path, str]) -> None:
+    run_dir, printed = trained
+    metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")
+    assert list(metrics)[:8] == COLUMNS
+    assert metrics["epoch"].tolist() == list(range(1, 22))
+    assert metrics["val_iou"].max() > 0.3  # a guess of all foreground has 0.05
+    assert np.isfinite(metrics).all().all()
+    assert metrics["learning_rate"].iloc[-1] == pytest.approx(3e-5, rel=1e-3)  # a hundredth, reached at the last step
+    f1 = 2 * metrics["val_iou"] / (1 + metrics["val_iou"])
+    assert np.allclose(metrics["val_f1"], f1)  # one follows from the other if they count the same pixels
+    assert f"{metrics['val_iou'].max():.4f}" in printed
+    assert "predict.py --weights" in printed
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["image_size"] == 64 and config["versions"]["tensorflow"]
+    assert Image.open(run_dir / "training_curves.png").size[0] > 500
+    assert {"best.h5", "checkpoint"} <= {path.name for path in (run_dir / "weights").iterdir()}
+
+
+def test_tensorboard_has_curves_and_pictures(trained: tuple[Path, str], part1: Part) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[0] / "logs" / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert {"val_iou", "train_loss", "learning_rate"} <= set(events.Tags()["tensors"])
+    grids = events.Tensors("photograph, truth, prediction")
+    assert [grid.step for grid in grids] == [5, 10, 15, 20, 21]
+
+
+def test_predict_writes_masks_of_the_original_size_and_true_metrics(
+    trained: tuple[Path, str], part1: Part, data_root: Path, tmp_path: Path
+) -> None:
+    done = part1.run(
+        "predict.py",
+        "--weights",
+        trained[0] / "weights" / "best.h5",
+        "--images",
+        data_root,
+        "--output_dir",
+        tmp_path,
+    )
+    valid = pd.read_csv(data_root / "csv_file" / "valid.csv", dtype={"source": str})
+    counts = []
+    for row in valid.itertuples():
+        name = Path(row.images).relative_to("valid/images").with_suffix("")
+        mask = np.array(Image.open(tmp_path / f"{name}_mask.png"))
+        overlay = np.array(Image.open(tmp_path / f"{name}_overlay.png"))
+        assert mask.shape == (row.height, row.width) and overlay.shape == (row.height, row.width, 3)
+        assert set(np.unique(mask)) <= {0, 255}
+        truth = np.array(Image.open(data_root / row.masks)) > 0
+        counts.append(((truth & (mask > 0)).sum(), (truth | (mask > 0)).sum()))
+    intersection, union = np.sum(counts, axis=0)
+    by_source = pd.read_csv(tmp_path / "metrics_by_source.csv", index_col="source")
+    assert by_source.loc["all", "iou"] == pytest.approx(intersection / union)
+    assert set(by_source.index) == {*valid["source"], "all"}
+    assert f"{by_source.loc['all', 'iou']:.4f}" in done.stdout
+    # Nearly that of the training's end, which measures at the network's size instead of the photograph's.
+    trained_iou = pd.read_csv(trained[0] / "logs" / "metrics.csv")["val_iou"].max()
+    assert by_source.loc["all", "iou"] == pytest.approx(trained_iou, abs=0.1)
+
+
+def test_killed_and_resumed_ends_like_an_uninterrupted_run(part1: Part, data_root: Path, work_dir: Path) -> None:
+    # efficientnet has dropout, whose random numbers have to go on as well
+    args = ["--data_root", data_root, *SMALL, "--encoder", "efficientnetb0", "--epochs", 4, "--limit_batches", 3]
+    part1.run("train.py", *args, "--work_dir", work_dir / "whole")
+    killed = part1.start("train.py", *args, "--work_dir", work_dir / "killed")
+    csv_file = work_dir / "killed" / "tensorflow" / "logs" / "metrics.csv"
+    wait_for_rows(csv_file, 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    part1.run("train.py", *args, "--work_dir", work_dir / "killed", "--resume")
+    whole = pd.read_csv(work_dir / "whole" / "tensorflow" / "logs" / "metrics.csv")
+    resumed = pd.read_csv(csv_file)
+    compared = COLUMNS[:6]
+    pd.testing.assert_frame_equal(whole[compared], resumed[compared], rtol=1e-6)
+
+
+def test_interrupted_says_how_to_go_on(part1: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, *SMALL, "--work_dir", work_dir, "--epochs", 50]
+    process = part1.start("train.py", *args)
+    wait_for_rows(work_dir / "tensorflow" / "logs" / "metrics.csv", 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in err and "Traceback" not in err
+    # and a new run does not overwrite what is there
+    refused = part1.run("train.py", *args, code=2)
+    assert "--resume" in refused.stderr
+    other = part1.run("train.py", *args, "--encoder", "resnet18", "--resume", code=2)
+    assert "--encoder mobilenetv2" in other.stderr
+
+
+def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--log", "wandb", "--mixed_precision", "True", "--cache", "disk", "--optimizer", "adamw"]
+    done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, *args, "--epochs", 2)
+    assert "bf16" in done.stdout
+    run_dir = work_dir / "tensorflow"
+    assert list((run_dir / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert np.isfinite(pd.read_csv(run_dir / "logs" / "metrics.csv")).all().all()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(part1: Part, data_root: Path, work_dir: Path) -> None:
+    args = [
+        "--data_root",
+        data_root,
+        "--work_dir",
+        work_dir,
+        *SMALL,
+        "--learning_rate",
+        "1e30",
+        "--optimizer",
+        "adamw",
+        "--epochs",
+        3,
+    ]
+    done = part1.run("train.py", *args, code=1)
+    assert "--learning_rate" in done.stderr and "nan" in done.stderr
+
+
+def test_a_file_that_became_corrupt_is_named(part1: Part, data_root: Path, work_dir: Path) -> None:
+    broken = sorted((data_root / "train" / "images" / "0").iterdir())[3]
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    try:
+        done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, code=1)
+    finally:
+        broken.write_bytes(content)
+    assert str(broken) in done.stderr
+
+
+def test_no_network_is_said_at_once(part1: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, "--encoder", "efficientnetb0"]
+    done = part1.run("train.py", *args, code=2, HOME=str(work_dir), https_proxy="http://127.0.0.1:9")
+    assert "--encoder_weights none" in done.stderr and "--encoder_weights FILE" in done.stderr
+
+
+EVALUATE = """
+import sys
+from dataloader import create_loader, load_data_path
+from keras2 import tf
+from model import F1, IoU, create_loss
+from pathlib import Path
+from predict import load_model
+import argparse
+args = argparse.Namespace(data_root=Path(sys.argv[2]), image_size=64, batch_size=8, workers=1, cache="none", seed=0)
+args.limit_batches = None
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+paths = load_data_path(args.data_root, "valid.csv")
+paths = paths[0][:11], paths[1][:11]
+for strategy in [tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])]:
+    with strategy.scope():
+        model, _ = load_model(Path(sys.argv[1]))
+        model.compile(loss=create_loss(), metrics=[IoU(), F1()])
+    loader = strategy.distribute_datasets_from_function(lambda context: create_loader(args, paths, context, 2))
+    print(*model.evaluate(loader, steps=2, verbose=0)[1:])
+"""
+
+
+def test_two_devices_give_the_metrics_of_one(part1: Part, trained: tuple[Path, str], data_root: Path) -> None:
+    (part1.folder / "evaluate_twice.py").write_text(EVALUATE)
+    done = part1.run("evaluate_twice.py", trained[0] / "weights" / "best.h5", data_root)
+    one, two = [[float(word) for word in line.split()] for line in done.stdout.splitlines()[-2:]]
+    assert one == pytest.approx(two, abs=1e-6)
+    assert one[0] > 0.1
+
+
+def test_two_devices_train(part1: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--limit_batches", 2]
+    done = part1.run("train.py", *args, "--device", "cpu", "cpu")
+    assert "cpu cpu" in done.stdout
+    assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 2
+
+
+LOAD = """
+import sys
+import numpy as np
+from dataloader import augment, load_data_path, load_from_cache, load_from_files, shuffled_epochs, tf_dataset
+from pathlib import Path
+paths = load_data_path(Path(sys.argv[1]), "train.csv")
+size, number = 96, len(paths[0])
+
+def batches(workers, cache=False, seed=1, first=0):
+    load = load_from_files(paths, size)
+    if cache:
+        load = load_from_cache(load, number, size, workers, None)
+    order = shuffled_epochs(number, 16, seed, range(first, 2))
+    return list(tf_dataset(load, order, [8], workers, augment(size, seed, workers)).as_numpy_iterator())
+
+def same(left, right):
+    return all(np.array_equal(a, b) for l, r in zip(left, right, strict=True) for a, b in zip(l, r, strict=True))
+
+reference = batches(workers=2)
+print(len(reference), set(np.unique(np.concatenate([masks for _, masks in reference]))) == {0, 1})
+print(same(reference, batches(0)), same(reference, batches(4)), same(reference, batches(2, cache=True)))
+print(same(reference[2:], batches(2, first=1)), same(reference[:2], reference[2:]), same(reference, batches(2, seed=2)))
+"""
+
+
+def test_the_same_seed_gives_the_same_batches(part1: Part, data_root: Path) -> None:
+    (part1.folder / "load_twice.py").write_text(LOAD)
+    lines = part1.run("load_twice.py", data_root).stdout.splitlines()[-3:]
+    assert lines[0] == "4 True"  # masks stay 0 and 1
+    assert lines[1] == "True True True"  # whatever the number of threads, and from the cache
+    assert lines[2] == "True False False"  # an epoch has its own order, and a seed its own
+
+
+RESIZED = """
+import numpy as np
+from transform import valid_transform
+rows, columns = np.mgrid[:480, :400]
+mask = ((rows - 240) ** 2 + (columns - 200) ** 2 < 60**2).astype(np.uint8)
+small = valid_transform(128)(image=np.repeat(mask[..., None] * 255, 3, axis=2), mask=mask)
+bright = small["image"][..., 0] > 127
+print(*(np.argwhere(bright).mean(axis=0) - np.argwhere(small["mask"]).mean(axis=0)))
+"""
+
+
+def test_resizing_keeps_image_and_mask_on_one_another(part1: Part) -> None:
+    (part1.folder / "resized.py").write_text(RESIZED)
+    offset = [float(word) for word in part1.run("resized.py").stdout.split()[-2:]]
+    assert offset == pytest.approx([0, 0], abs=0.1)  # the usual nearest neighbour is off by half a pixel
+
+
+MARKER = """
+import numpy as np
+from transform import train_transform
+transform = train_transform()
+rows, columns = np.mgrid[:128, :128]
+worst = 1.0
+for seed in range(50):
+    mask = ((rows - 50) ** 2 + (columns - 80) ** 2 < 24**2).astype(np.uint8)
+    transform.set_random_seed(seed)
+    moved = transform(image=np.repeat(mask[..., None] * 255, 3, axis=2), mask=mask)
+    assert set(np.unique(moved["mask"])) <= {0, 1}
+    grey = moved["image"].astype(int).mean(axis=2)
+    bright = grey > (grey.min() + grey.max()) / 2
+    worst = min(worst, (bright & (moved["mask"] > 0)).sum() / (bright | (moved["mask"] > 0)).sum())
+print(worst)
+"""
+
+
+def test_image_and_mask_are_moved_alike(part1: Part) -> None:
+    (part1.folder / "marker.py").write_text(MARKER)
+    assert float(part1.run("marker.py").stdout.split()[-1]) > 0.9
+
+
+def test_two_machines_train_as_one(part1: Part, data_root: Path, work_dir: Path) -> None:
+    ports = [free_port(), free_port()]
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--limit_batches", 2]
+    machines = [
+        part1.start(
+            "train.py",
+            *args,
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    ]
+    printed = [machine.communicate(timeout=600) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 2
+    assert ["best IoU" in out for out, _ in printed] == [True, False]  # only the first one reports
+    # the first machine's checkpoint is one that a single machine can go on from
+    args[args.index("--epochs") + 1] = 3
+    part1.run("train.py", *args, "--resume")
+    assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 3
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
