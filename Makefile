@@ -24,7 +24,7 @@ SIZE = $(if $(filter .venv-tf,$(VENV)),$(if $(LEFT_OUT:^$$=),0.8 GB to download 
 # Two busy OpenMP threads on two busy cores are slower than one, and no test may reach for the network.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-.PHONY: help demo test setup install data train lint format lock copies bench conda-update pip-tools check-part check-python
+.PHONY: help demo test setup install data train lint format lock copies conda-update pip-tools check-part check-python
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ DEMO := --encoder_weights none --image_size 128
 BF16 := $(if $(shell grep -s -m1 -o -w -e avx512_bf16 -e amx_bf16 /proc/cpuinfo),--mixed_precision True)
 DEMO_1 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 18 --optimizer adamw --learning_rate 3e-3 --cache memory
 
+DEMO_2 := $(DEMO_1)
+DEMO_TIME := $(if $(BF16),5,20)
+
 DEMO_DIR := $(WORK_DIR)/demo$(PART)
 
 demo: check-part  ## install, draw data, prepare it, train part PART on it and predict
@@ -46,7 +49,7 @@ demo: check-part  ## install, draw data, prepare it, train part PART on it and p
 	@$(RUN) sample_data.py --data_root data/demo --images 480
 	@echo "== 2/4 prepare them: seconds"
 	@$(RUN) $(DIR)/data_preparation.py --data_root data/demo
-	@echo "== 3/4 train: about 5 minutes on 2 cores, and most of the first one before the first step"
+	@echo "== 3/4 train: about $(DEMO_TIME) minutes on 2 cores, and most of the first one before the first step"
 	@if ls "$(DEMO_DIR)"/*/training_curves.png >/dev/null 2>&1; then echo "done already; to train again: rm -r $(DEMO_DIR)"; \
 	else $(RUN) $(DIR)/train.py --data_root data/demo --work_dir "$(DEMO_DIR)" $(DEMO_$(PART)) $(ARGS) \
 	$$(ls "$(DEMO_DIR)"/*/config.json >/dev/null 2>&1 && echo --resume); fi
@@ -88,7 +91,7 @@ install:
 	@test -x $(VENV)/bin/python || $(UV) venv --quiet --python "$(PYTHON)" $(VENV)
 	@sort -u $(DIR)/requirements.txt tests/requirements.txt | grep -v -e '$(LEFT_OUT)' > $(VENV)/wanted.txt
 	@cmp -s $(VENV)/wanted.txt $(VENV)/$(DIR).txt || { \
-	echo "installing the packages of $(DIR) into $(VENV): $(SIZE), a few minutes" && \
+	echo "installing what $(DIR) needs and $(VENV) has not yet: up to $(SIZE), a few minutes" && \
 	$(UV) pip install --quiet --python $(VENV)/bin/python -r $(VENV)/wanted.txt && \
 	mv $(VENV)/wanted.txt $(VENV)/$(DIR).txt; }
 

@@ -243,10 +243,10 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
         if not any(pair.side == side for pair in pairs):
             stop(f"nothing usable is left in {raw / side}, so nothing is written:{listing(rejected)}")
     write_csv_files(pairs, rejected, new / "csv_file")
+    print_summary(pairs, rejected, args.folds)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the swap takes a moment and shall not be left half-way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     swap(root, new, old)
-    print_summary(pairs, rejected, args.folds)
     print(f"\nwritten to {root}: train/, valid/ and csv_file/")
     print(f"next: {command('train.py', '--data_root', args.data_root)}")
 

@@ -22,14 +22,13 @@ from utils import stop
 
 cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
 
-Paths = tuple[list[str], list[str]]  # of images, and of their masks
 ImageAndMask = tuple[tf.Tensor, tf.Tensor]
 UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
 
 
-def load_data_path(data_root: Path, csv_file: str) -> Paths:
-    """The paths of images and masks in <data_root>/csv_file/<csv_file>, in its order.
+def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
+    """The table <data_root>/csv_file/<csv_file>, its paths (columns images and masks) with data_root before them.
 
     Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
     """
@@ -37,17 +36,17 @@ def load_data_path(data_root: Path, csv_file: str) -> Paths:
     again = f"run data_preparation.py --data_root {data_root}"
     try:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-        images, masks = table["images"].tolist(), table["masks"].tolist()
+        paths = pd.concat([table["images"], table["masks"]])
     except FileNotFoundError:
         stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
     except (KeyError, ValueError, OSError) as error:
         stop(f"{file} is damaged ({error}); {again}")
-    if not images:
+    if table.empty:
         stop(f"{file} names no photographs; {again}")
-    for path in images + masks:
+    for path in paths:
         if path.startswith("/") or ".." in path.split("/"):
             stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
-    return [f"{data_root}/{path}" for path in images], [f"{data_root}/{path}" for path in masks]
+    return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
 
 
 def load_image_and_mask_from_path(image_path: tf.Tensor, mask_path: tf.Tensor) -> ImageAndMask:
@@ -69,9 +68,9 @@ def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int)
     return image, mask
 
 
-def load_from_files(paths: Paths, image_size: int) -> Load:
+def load_from_files(paths: pd.DataFrame, image_size: int) -> Load:
     """A function that reads photograph `index` and its mask and resizes them, each time anew."""
-    images, masks = tf.constant(paths[0]), tf.constant(paths[1])
+    images, masks = tf.constant(paths["images"].tolist()), tf.constant(paths["masks"].tolist())
     transform = valid_transform(image_size)
 
     def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +184,8 @@ def tf_dataset(
 
 def create_loader(
     args: argparse.Namespace,
-    paths: Paths,
+    run_dir: Path,
+    paths: pd.DataFrame,
     context: tf.distribute.InputContext,
     steps: int,
     epochs: range | None = None,
@@ -193,44 +193,50 @@ def create_loader(
     """The batches of one machine, each for one of its devices.
 
     Args:
+        run_dir: where --cache disk goes.
         paths: all of them, of which each machine takes its share.
         context: which machine this is, of how many, and how many devices they have together.
         steps: of an epoch; a step takes one batch for each device.
         epochs: for training, its epochs, one after the other without a pause; None for validation.
     """
     machine, machines = context.input_pipeline_id, context.num_input_pipelines
-    images, masks = paths[0][machine::machines], paths[1][machine::machines]
-    load = load_from_files((images, masks), args.image_size)
+    paths = paths[machine::machines]
+    if epochs is None and args.limit_batches:
+        paths = paths.iloc[evenly_spaced(len(paths), steps * args.batch_size // machines)]
+    load = load_from_files(paths, args.image_size)
     if args.cache != "none":
-        name = f"{'valid' if epochs is None else 'train'}{machine}"
-        folder = args.work_dir / "tensorflow" / "cache" / name if args.cache == "disk" else None
-        load = load_from_cache(load, len(images), args.image_size, args.workers, folder)
+        folder = run_dir / "cache" / ("valid" if epochs is None else "train") if args.cache == "disk" else None
+        load = load_from_cache(load, len(paths), args.image_size, args.workers, folder)
     if epochs is not None:
         seed = args.seed + machine  # else all machines would shuffle and augment alike
         batch_size = context.get_per_replica_batch_size(args.batch_size)
-        order = shuffled_epochs(len(images), steps * args.batch_size // machines, seed, epochs)
+        order = shuffled_epochs(len(paths), steps * args.batch_size // machines, seed, epochs)
         aug_fn = augment(args.image_size, seed, args.workers)
         return tf_dataset(load, order, [batch_size], args.workers, aug_fn)
     # Every photograph counts once in validation, and in each step every device needs at least one:
     # so they are dealt evenly, and the batches may differ by one.
-    used = min(len(images), steps * args.batch_size // machines) if args.limit_batches else len(images)
-    batches = np.array_split(np.arange(used), steps * context.num_replicas_in_sync // machines)
-    return tf_dataset(load, in_order(used), [len(batch) for batch in batches], args.workers)
+    batches = np.array_split(paths, steps * context.num_replicas_in_sync // machines)
+    return tf_dataset(load, in_order(len(paths)), [len(batch) for batch in batches], args.workers)
 
 
-def sample_batch(paths: Paths, number: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`number` photographs, evenly spaced so that each source is likely among them, as one batch."""
-    chosen = np.unique(np.linspace(0, len(paths[0]) - 1, number).astype(int))
-    load = load_from_files(([paths[0][i] for i in chosen], [paths[1][i] for i in chosen]), image_size)
-    return next(tf_dataset(load, in_order(len(chosen)), [number], workers=0).as_numpy_iterator())
+def evenly_spaced(length: int, number: int) -> np.ndarray:
+    """`number` of `length` photographs, or all if there are fewer; each larger source is among them."""
+    return np.linspace(0, length - 1, min(number, length)).round().astype(int)
 
 
-def find_damaged_file(paths: Paths) -> str | None:
+def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`number` photographs, or all if there are fewer, as one batch."""
+    paths = paths.iloc[evenly_spaced(len(paths), number)]
+    load = load_from_files(paths, image_size)
+    return next(tf_dataset(load, in_order(len(paths)), [number], workers=0).as_numpy_iterator())
+
+
+def find_damaged_file(paths: pd.DataFrame) -> str | None:
     """The first file that cannot be read or does not fit to its pair; it has become so since it was prepared.
 
     tf.data says that a file is damaged, but not which, so this looks for it when that has happened.
     """
-    for image_path, mask_path in zip(*paths, strict=True):
+    for image_path, mask_path in zip(paths["images"], paths["masks"], strict=True):
         sizes = []
         for path in (image_path, mask_path):
             try:

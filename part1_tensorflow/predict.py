@@ -87,11 +87,11 @@ def scores_by_source(per_image: pd.DataFrame) -> pd.DataFrame:
 
     iou_per_image is the mean over photographs, in which a small nail weighs as much as a large one.
     """
-    everything = per_image.assign(source="all")
-    by_source = pd.concat([per_image, everything]).groupby("source", sort=False)
-    table = add_scores(by_source[["intersection", "union", "areas"]].sum())
-    table["iou_per_image"] = by_source["iou"].mean()
-    table.insert(0, "images", by_source.size())
+    rows = [*per_image.groupby("source", sort=False), ("all", per_image)]
+    counts = [images[["intersection", "union", "areas"]].sum() for _, images in rows]
+    table = add_scores(pd.DataFrame(counts, index=pd.Index([name for name, _ in rows], name="source")))
+    table["iou_per_image"] = [images["iou"].mean() for _, images in rows]
+    table["images"] = [len(images) for _, images in rows]
     return table[["images", "iou", "f1", "iou_per_image"]]
 
 
@@ -133,7 +133,7 @@ def main() -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(f"{output}_mask.png")
         Image.fromarray(overlay(photograph.pixels, mask)).save(f"{output}_overlay.png")
         if truth is not None:
-            source = name.split("/")[0] if "/" in name else "0"
+            source = "_".join(name.split("/")[:-1]) or "0"
             rows.append({"file": path.relative_to(images).as_posix(), "source": source} | compare(mask, truth))
 
     print(f"{len(paths) - failed} masks and overlays are in {args.output_dir}")

@@ -5,20 +5,17 @@ https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearni
 """
 
 import argparse
-import atexit
 import math
-import os
-import shutil
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
 from callbacks import Checkpoints, MetricsLog, PredictionGrid, StopIfNotFinite
 from dataloader import UNREADABLE, create_loader, find_damaged_file, load_data_path, sample_batch
 from keras2 import sm, tf
 from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
+from strategy import create_strategy, throwaway_run
 from utils import (
-    choose_devices,
     choose_precision,
     open_run,
     read_metrics,
@@ -48,28 +45,6 @@ def parse_args() -> argparse.Namespace:
     if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_file():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a file")
     return args
-
-
-def create_strategy(args: argparse.Namespace) -> tf.distribute.Strategy:
-    """One device, several of one machine, or several machines where TF_CONFIG names them.
-
-    Sets args.device to the names of this machine's devices.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    args.device = choose_devices(args.device, [gpu.name for gpu in gpus])
-    chosen = [gpus[int(name.removeprefix("gpu:"))] for name in args.device if name != "cpu"]
-    tf.config.set_visible_devices(chosen, "GPU")
-    for gpu in chosen:
-        tf.config.experimental.set_memory_growth(gpu, True)  # else it takes all memory at once
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if len(args.device) == 1:
-        return tf.distribute.get_strategy()
-    if chosen:
-        return tf.distribute.MirroredStrategy()  # over all GPUs that are visible now
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * len(args.device))
-    return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(len(args.device))])
 
 
 def create_network(args: argparse.Namespace) -> tf.keras.Model:
@@ -103,18 +78,6 @@ def count_steps(args: argparse.Namespace, train_number: int, valid_number: int, 
     return steps, valid_steps
 
 
-def throwaway_run(args: argparse.Namespace) -> Path:
-    """The folder of a machine that is not the first one: it is gone when the run ends, and logs nowhere."""
-    if args.resume and not (args.work_dir / PART / "config.json").exists():
-        stop(f"--work_dir {args.work_dir}: --resume needs one that all machines see")
-    args.log = "none"
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in ["weights", "logs"]:
-        (folder / name).mkdir()
-    return folder
-
-
 def main() -> None:
     """Read top to bottom, this is the lesson."""
     args = parse_args()
@@ -126,14 +89,14 @@ def main() -> None:
 
     # Devices.
     strategy = create_strategy(args)
-    steps, valid_steps = count_steps(args, len(train_paths[0]), len(valid_paths[0]), strategy.num_replicas_in_sync)
+    steps, valid_steps = count_steps(args, len(train_paths), len(valid_paths), strategy.num_replicas_in_sync)
     args.mixed_precision = choose_precision(args.mixed_precision, on_gpu=args.device[0] != "cpu")
     tf.keras.mixed_precision.set_global_policy(POLICIES[args.mixed_precision])
     tf.keras.utils.set_random_seed(args.seed)
 
     # Of several machines all have to save, but only the files of the first one are kept.
     is_chief = strategy.extended.should_checkpoint
-    run_dir = open_run(args, PART, FIXED) if is_chief else throwaway_run(args)
+    run_dir = open_run(args, PART, FIXED) if is_chief else throwaway_run(args, args.work_dir / PART)
 
     # Model: what is made in the strategy's scope lives on every device.
     schedule = create_schedule(args.learning_rate, args.epochs * steps)
@@ -141,7 +104,8 @@ def main() -> None:
         model = create_network(args)
         # Under mixed_float16, Keras puts a LossScaleOptimizer around the optimizer by itself.
         model.compile(create_optimizer(args.optimizer, schedule), create_loss(), [IoU(), F1()])
-        checkpoints = Checkpoints(model, run_dir, {"encoder": args.encoder, "image_size": args.image_size})
+        network = {"encoder": args.encoder, "image_size": args.image_size}
+        checkpoints = Checkpoints(model, run_dir, network)
         done = checkpoints.restore(args.work_dir / PART / "weights")
     if done >= args.epochs:
         stop(f"--resume: all {done} epochs are done; a larger --epochs would add some")
@@ -151,11 +115,12 @@ def main() -> None:
         # Loaders.
         epochs = range(done, args.epochs)
         distribute = strategy.distribute_datasets_from_function
-        train_loader = distribute(lambda context: create_loader(args, train_paths, context, steps, epochs))
-        valid_loader = distribute(lambda context: create_loader(args, valid_paths, context, valid_steps))
+        loader = partial(create_loader, args, run_dir)
+        train_loader = distribute(lambda context: loader(train_paths, context, steps, epochs))
+        valid_loader = distribute(lambda context: loader(valid_paths, context, valid_steps))
 
         # Fit.
-        print(f"{len(train_paths[0])} photographs for training, {len(valid_paths[0])} for validation; ", end="")
+        print(f"{len(train_paths)} photographs for training, {len(valid_paths)} for validation; ", end="")
         print(f"{' '.join(args.device)}, {args.mixed_precision}; {len(epochs)} epochs of {steps} steps", flush=True)
         log = MetricsLog(run_dir, rows, steps * args.batch_size, schedule, args)
         grid = PredictionGrid(*sample_batch(valid_paths, 8, args.image_size), log)

@@ -178,8 +178,11 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
             stop(f"--resume: there is no run in {run_dir}; leave --resume away to start one")
         before = json.loads(config_file.read_text())
         for name in fixed:
-            if before.get(name) != getattr(args, name):
-                stop(f"--resume: the run in {run_dir} was started with --{name} {before.get(name)}; use the same")
+            value = before.get(name)
+            if value != getattr(args, name):
+                words = " ".join(value) if isinstance(value, list) else value
+                way = f"without --{name}; leave it away" if value is None else f"with --{name} {words}; use the same"
+                stop(f"--resume: the run in {run_dir} was started {way}")
     elif any((run_dir / "weights").glob("*")):
         stop(f"{run_dir} holds an earlier run: add --resume to go on with it, or choose another --work_dir")
     try:
@@ -249,15 +252,21 @@ def plot_training_curves(metrics: pd.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
-def report(run_dir: Path, rows: list[dict[str, float]], photographs: Path) -> None:
-    """Say what a person wants to know at the end: how good, where, how fast, and what comes next."""
+def report(run_dir: Path, rows: list[dict[str, float]], photographs: Path, monitor: str = "val_iou") -> None:
+    """Say what a person wants to know at the end: how good, where, how fast, and what comes next.
+
+    Args:
+        rows: of metrics.csv; the best epoch is the first one with the highest `monitor`.
+        photographs: a folder of them, for the command that comes next.
+    """
     metrics = pd.DataFrame(rows)
-    best = metrics.iloc[metrics["val_iou"].argmax()]
+    best = metrics.iloc[metrics[monitor].argmax()]
     weights = next((run_dir / "weights").glob("best.*"))
     warm = metrics.iloc[1:] if len(metrics) > 1 else metrics  # in the first epoch much is built once
     plot_training_curves(metrics, run_dir / "training_curves.png")
     predict = command("predict.py", "--weights", weights, "--images", photographs)
-    print(f"\nbest IoU  {best['val_iou']:.4f} (F1 {best['val_f1']:.4f}), epoch {best['epoch']:.0f} of {len(metrics)}")
+    print(f"\nbest      IoU {best['val_iou']:.4f}, F1 {best['val_f1']:.4f} in validation: ", end="")
+    print(f"epoch {best['epoch']:.0f} of {len(metrics)}, by {monitor}")
     print(f"speed     {warm['images_per_second'].median():.1f} images/s, {warm['seconds'].median():.1f} s an epoch")
     print(f"weights   {weights}")
     print(f"curves    {run_dir / 'training_curves.png'}")

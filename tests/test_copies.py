@@ -15,7 +15,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
 # In all parts that have them these files are the same to the byte.
-SHARED = ["utils.py", "data_preparation.py", "data_summary.py", "image_files.py", "pairs.py"]
+SHARED = [
+    "utils.py",
+    "data_preparation.py",
+    "data_summary.py",
+    "image_files.py",
+    "pairs.py",
+    "keras2.py",
+    "strategy.py",
+]
 # Installed under one name, imported under another.
 IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL", "tf-keras": "tf_keras"}
 # The viewer of --log tensorboard: a command, and what tf.summary calls.
@@ -87,6 +95,14 @@ def test_files_are_read_in_one_sitting(part: str) -> None:
     for file in (ROOT / part).glob("*.py"):
         lines = len(file.read_text().splitlines())
         assert lines <= (200 if file.name == "train.py" else 300), f"{file} has {lines} lines"
+
+
+@pytest.mark.parametrize(("earlier", "later"), [("part1_tensorflow", "part2_balanced_data")])
+def test_a_readme_tells_the_length_of_the_diff(earlier: str, later: str) -> None:
+    diff = ["diff", "-r", "-x", "README.md", "-x", "imgs", "-x", "*cache*", earlier, later]
+    lines = subprocess.run(diff, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    text = (ROOT / later / "README.md").read_text()
+    assert f"../{earlier} .   # {len(lines)} lines" in text
 
 
 if __name__ == "__main__":

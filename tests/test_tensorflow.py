@@ -19,7 +19,7 @@ COLUMNS = ["epoch", "train_loss", "val_loss", "val_iou", "val_f1", "learning_rat
 def trained(part1: Part, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of a few epochs with TensorBoard: its folder and what it printed."""
     work_dir = tmp_path_factory.mktemp("trained")
-    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--encoder", "resnet18", "--optimizer", "adamw"]
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--optimizer", "adamw"]
     done = part1.run("train.py", *args, "--learning_rate", 3e-3, "--epochs", 21, "--log", "tensorboard")
     return work_dir / "tensorflow", done.stdout
 
@@ -111,8 +111,8 @@ def test_interrupted_says_how_to_go_on(part1: Part, data_root: Path, work_dir: P
     # and a new run does not overwrite what is there
     refused = part1.run("train.py", *args, code=2)
     assert "--resume" in refused.stderr
-    other = part1.run("train.py", *args, "--encoder", "resnet18", "--resume", code=2)
-    assert "--encoder mobilenetv2" in other.stderr
+    other = part1.run("train.py", *args, "--encoder", "mobilenetv2", "--resume", code=2)
+    assert "--encoder resnet18" in other.stderr
 
 
 def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
@@ -172,12 +172,12 @@ args.limit_batches = None
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 paths = load_data_path(args.data_root, "valid.csv")
-paths = paths[0][:11], paths[1][:11]
+paths = paths[:11]
 for strategy in [tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])]:
     with strategy.scope():
         model, _ = load_model(Path(sys.argv[1]))
         model.compile(loss=create_loss(), metrics=[IoU(), F1()])
-    loader = strategy.distribute_datasets_from_function(lambda context: create_loader(args, paths, context, 2))
+    loader = strategy.distribute_datasets_from_function(lambda context: create_loader(args, None, paths, context, 2))
     print(*model.evaluate(loader, steps=2, verbose=0)[1:])
 """
 
@@ -203,7 +203,7 @@ import numpy as np
 from dataloader import augment, load_data_path, load_from_cache, load_from_files, shuffled_epochs, tf_dataset
 from pathlib import Path
 paths = load_data_path(Path(sys.argv[1]), "train.csv")
-size, number = 96, len(paths[0])
+size, number = 96, len(paths)
 
 def batches(workers, cache=False, seed=1, first=0):
     load = load_from_files(paths, size)
@@ -285,7 +285,7 @@ def test_two_machines_train_as_one(part1: Part, data_root: Path, work_dir: Path)
     printed = [machine.communicate(timeout=600) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 2
-    assert ["best IoU" in out for out, _ in printed] == [True, False]  # only the first one reports
+    assert ["best " in out for out, _ in printed] == [True, False]  # only the first one reports
     # the first machine's checkpoint is one that a single machine can go on from
     args[args.index("--epochs") + 1] = 3
     part1.run("train.py", *args, "--resume")

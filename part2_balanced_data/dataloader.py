@@ -1,0 +1,275 @@
+"""From the paths in the sources' CSV files to batches that are balanced by source, with tf.data.
+
+Article: https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/imbalanceddata/2022/08/03/segmentation-model-part2.html
+"""
+
+import argparse
+import os
+import queue
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from keras2 import tf
+from transform import strong_transform, train_transform, valid_transform
+from utils import stop
+
+cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
+
+ImageAndMask = tuple[tf.Tensor, tf.Tensor]
+UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+Example = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # an image, its mask, and the number of its source
+Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
+
+
+def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
+    """The table <data_root>/csv_file/<csv_file>, its paths (columns images and masks) with data_root before them.
+
+    Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
+    """
+    file = data_root / "csv_file" / csv_file
+    again = f"run data_preparation.py --data_root {data_root}"
+    try:
+        table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)[["images", "masks", "source"]]
+        paths = pd.concat([table["images"], table["masks"]])
+    except FileNotFoundError:
+        stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
+    except (KeyError, ValueError, OSError) as error:
+        stop(f"{file} is damaged ({error}); {again}")
+    if table.empty:
+        stop(f"{file} names no photographs; {again}")
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/"):
+            stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
+    return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
+
+
+def load_source_paths(data_root: Path) -> pd.DataFrame:
+    """The table of <data_root>/csv_file/train<source>.csv for each source that train.csv names."""
+    sources = load_data_path(data_root, "train.csv")["source"].unique()
+    tables = [load_data_path(data_root, f"train{source}.csv").assign(source=source) for source in sources]
+    return pd.concat(tables, ignore_index=True)
+
+
+def load_image_and_mask_from_path(image_path: tf.Tensor, mask_path: tf.Tensor) -> ImageAndMask:
+    """Read two PNG files: an RGB image (H, W, 3) and a mask (H, W) of 0 and 1, both uint8."""
+    image = tf.io.decode_png(tf.io.read_file(image_path), channels=3)
+    mask = tf.io.decode_png(tf.io.read_file(mask_path), channels=1)
+    return image, mask[..., 0] // 255
+
+
+def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int) -> ImageAndMask:
+    """Call a Python function, which makes an image and a mask of this size, from within tf.data.
+
+    TensorFlow cannot see what comes out of Python, and the network wants to know the shapes.
+    """
+    # stateful=False: the same inputs give the same outputs, so TensorFlow need not keep the calls in order
+    image, mask = tf.numpy_function(function, inputs, [tf.uint8, tf.uint8], stateful=False)
+    image.set_shape((image_size, image_size, 3))
+    mask.set_shape((image_size, image_size))
+    return image, mask
+
+
+def load_from_files(paths: pd.DataFrame, image_size: int) -> Load:
+    """A function that reads photograph `index` and its mask and resizes them, each time anew."""
+    images, masks = tf.constant(paths["images"].tolist()), tf.constant(paths["masks"].tolist())
+    transform = valid_transform(image_size)
+
+    def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        resized = transform(image=image, mask=mask)
+        return resized["image"], resized["mask"]
+
+    def load(index: tf.Tensor) -> ImageAndMask:
+        image, mask = load_image_and_mask_from_path(images[index], masks[index])
+        return call_numpy(resize, [image, mask], image_size)
+
+    return load
+
+
+def load_from_cache(load: Load, length: int, image_size: int, workers: int, folder: Path | None) -> Load:
+    """Call `load` once for each of `length` photographs and serve the results from then on.
+
+    Args:
+        folder: keep them in files in this folder, or in memory if None. The files are written anew by
+            every run, so they are never out of date.
+    """
+    size = length * image_size**2 * 4
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(folder).free if folder else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > 0.9 * room:
+        stop(f"--cache: {length} photographs take {size / 1e9:.1f} GB, of {room / 1e9:.1f} GB; use --cache none")
+
+    def make_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.memmap(folder / name, np.uint8, "w+", shape=shape) if folder else np.empty(shape, np.uint8)
+
+    images = make_array("images.uint8", (length, image_size, image_size, 3))
+    masks = make_array("masks.uint8", (length, image_size, image_size))
+    decoded = tf.data.Dataset.range(length).map(load, num_parallel_calls=workers or None).as_numpy_iterator()
+    for index, (image, mask) in enumerate(tqdm(decoded, "caching", length, unit="image", disable=None)):
+        images[index], masks[index] = image, mask
+    return lambda index: call_numpy(lambda i: (images[i], masks[i]), [index], image_size)
+
+
+def augment(image_size: int, seed: int, workers: int, strong: np.ndarray) -> Callable[..., ImageAndMask]:
+    """A function that changes image and mask at random: always alike for the same seed, draw and
+    index, whichever thread gets to them first. `strong` tells for each photograph how much."""
+    # A transform keeps the state of its random numbers, so no two threads may use one at a time.
+    transforms: queue.SimpleQueue = queue.SimpleQueue()
+    for _ in range(max(workers, 1)):
+        transforms.put((train_transform(), strong_transform()))
+
+    def aug_fn(image: np.ndarray, mask: np.ndarray, draw: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        usual_and_strong = transforms.get()
+        transform = usual_and_strong[int(strong[index])]
+        try:
+            transform.set_random_seed(int(np.random.SeedSequence([seed, int(draw), int(index)]).generate_state(1)[0]))
+            augmented = transform(image=image, mask=mask)
+        finally:
+            transforms.put(usual_and_strong)
+        return augmented["image"], augmented["mask"]
+
+    return lambda image, mask, draw, index: call_numpy(aug_fn, [image, mask, draw, index], image_size)
+
+
+def balanced_draws(numbers: Sequence[int], weights: Sequence[float], seed: int) -> tf.data.Dataset:
+    """(draw, index) without end: draw 0, 1, 2, … chooses a source by its weight, and then its next photograph.
+
+    Numbers are drawn, not pictures: no photograph is loaded before it is needed, and a run that goes
+    on can skip the draws of the epochs before.
+
+    Args:
+        numbers: the number of the source (or class) of each photograph, 0 or more.
+        weights: the probability of source 0, 1, …; a source with 0 is left out.
+        seed: the same seed gives the same draws.
+    """
+    datasets, probabilities = [], []
+    for number, weight in enumerate(weights):
+        indices = np.flatnonzero(np.asarray(numbers) == number)
+        if weight > 0:
+            # A source starts again, in a new order, as soon as each of its photographs was drawn. So a
+            # small source never ends an epoch, and none of its photographs is favoured.
+            dataset = tf.data.Dataset.from_tensor_slices(indices).shuffle(len(indices), seed + number).repeat()
+            datasets.append(dataset)
+            probabilities.append(weight)
+    return tf.data.Dataset.sample_from_datasets(datasets, probabilities, seed).enumerate()
+
+
+def in_order(length: int) -> tf.data.Dataset:
+    """(0, index) of the photographs for validation: once through. Nothing is augmented, so draws do not matter."""
+    return tf.data.Dataset.range(length).map(lambda index: (tf.zeros_like(index), index))
+
+
+def tf_dataset(
+    load: Load,
+    numbers: pd.Series,
+    order: tf.data.Dataset,
+    batch_sizes: list[int],
+    workers: int,
+    aug_fn: Callable[..., ImageAndMask] | None = None,
+) -> tf.data.Dataset:
+    """Batches of the photographs that `order` names.
+
+    Args:
+        load: gives image (S, S, 3) and mask (S, S), uint8, for an index.
+        numbers: of the source of each photograph.
+        order: elements (draw, index).
+        batch_sizes: of one batch after the other, and then from the beginning again.
+        workers: threads that load; with 0 the thread that asks for a batch makes it.
+        aug_fn: augments a photograph, see `augment`.
+
+    Returns:
+        Batches of images, uint8 (N, S, S, 3) in [0, 255], masks, float32 (N, S, S, 1) in {0, 1}, and
+        the numbers of their sources, int64 (N,).
+    """
+    number_of = tf.constant(numbers.tolist(), tf.int64)
+
+    def process_data(draw: tf.Tensor, index: tf.Tensor) -> Example:
+        image, mask = load(index)
+        if aug_fn:
+            image, mask = aug_fn(image, mask, draw, index)
+        return image, tf.cast(mask, tf.float32)[..., tf.newaxis], number_of[index]
+
+    in_parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
+    dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
+    if len(batch_sizes) > 1:
+        dataset = dataset.rebatch(batch_sizes)
+    return dataset.prefetch(tf.data.AUTOTUNE)  # the next batches are made while the network learns from this one
+
+
+def create_loader(
+    args: argparse.Namespace,
+    run_dir: Path,
+    paths: pd.DataFrame,
+    context: tf.distribute.InputContext,
+    steps: int,
+    epochs: range | None = None,
+    plan: pd.DataFrame | None = None,
+) -> tf.data.Dataset:
+    """The batches of one machine, each for one of its devices.
+
+    Args:
+        run_dir: where --cache disk goes.
+        paths: of the photographs, with the number of their source.
+        context: which machine this is, of how many, and how many devices they have together.
+        steps: of an epoch; a step takes one batch for each device.
+        epochs: for training, its epochs, one after the other without a pause; None for validation.
+        plan: for training, the weight and the augmentation of each source, see `plan_balance`.
+    """
+    machine, machines = context.input_pipeline_id, context.num_input_pipelines
+    if epochs is None:
+        paths = paths[machine::machines]
+    if epochs is None and args.limit_batches:
+        paths = paths.iloc[evenly_spaced(len(paths), steps * args.batch_size // machines)]
+    load = load_from_files(paths, args.image_size)
+    if args.cache != "none":
+        folder = run_dir / "cache" / ("valid" if epochs is None else "train") if args.cache == "disk" else None
+        load = load_from_cache(load, len(paths), args.image_size, args.workers, folder)
+    if epochs is not None and plan is not None:
+        draws = balanced_draws(paths["number"], plan["weight"], args.seed)
+        draws = draws.skip(epochs.start * steps * args.batch_size)  # those of an earlier run
+        draws = draws.shard(machines, machine)  # all machines draw alike, and each takes every n-th draw
+        batch_size = context.get_per_replica_batch_size(args.batch_size)
+        strong = plan["strong"].to_numpy()[paths["number"]]
+        aug_fn = augment(args.image_size, args.seed, args.workers, strong)
+        return tf_dataset(load, paths["number"], draws, [batch_size], args.workers, aug_fn)
+    # Every photograph counts once in validation, and in each step every device needs at least one:
+    # so they are dealt evenly, and the batches may differ by one.
+    batches = np.array_split(paths, steps * context.num_replicas_in_sync // machines)
+    return tf_dataset(load, paths["number"], in_order(len(paths)), [len(batch) for batch in batches], args.workers)
+
+
+def evenly_spaced(length: int, number: int) -> np.ndarray:
+    """`number` of `length` photographs, or all if there are fewer; each larger source is among them."""
+    return np.linspace(0, length - 1, min(number, length)).round().astype(int)
+
+
+def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`number` photographs, or all if there are fewer, as one batch."""
+    paths = paths.iloc[evenly_spaced(len(paths), number)]
+    load = load_from_files(paths, image_size)
+    dataset = tf_dataset(load, paths["number"], in_order(len(paths)), [number], workers=0)
+    images, masks, _ = next(dataset.as_numpy_iterator())
+    return images, masks
+
+
+def find_damaged_file(paths: pd.DataFrame) -> str | None:
+    """The first file that cannot be read or does not fit to its pair; it has become so since it was prepared.
+
+    tf.data says that a file is damaged, but not which, so this looks for it when that has happened.
+    """
+    for image_path, mask_path in zip(paths["images"], paths["masks"], strict=True):
+        sizes = []
+        for path in (image_path, mask_path):
+            try:
+                sizes.append(tf.io.decode_png(tf.io.read_file(path)).shape[:2])
+            except UNREADABLE:
+                return path
+        if sizes[0] != sizes[1]:
+            return mask_path
+    return None

@@ -1,0 +1,78 @@
+"""Augmentation with albumentations.
+
+Article, section 3.3:
+https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/2022/08/02/segmentation-model-part1.html
+"""
+
+import os
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
+
+import albumentations as A
+import cv2
+
+
+def train_transform() -> A.Compose:
+    """What may differ between two photographs of the same hand. Keeps the size.
+
+    Albumentations moves image and mask together, and takes a mask's pixels from their nearest
+    neighbour, so that a mask of 0 and 1 stays one. Masks are not touched by changes of colour.
+    """
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.5),
+            A.Affine(
+                rotate=(-30, 30),
+                scale=(0.8, 1.2),
+                translate_percent=(-0.1, 0.1),
+                border_mode=cv2.BORDER_REFLECT_101,  # black corners would be a hint about the angle
+                p=0.5,
+            ),
+            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05), p=0.5),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.0), p=0.1),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.1),  # as a fraction of 255
+        ],
+        strict=True,  # an argument that it does not know is an error, not a warning
+    )
+
+
+def strong_transform() -> A.Compose:
+    """For sources whose few photographs are drawn again and again: turned, scaled, sheared and coloured
+    more, and nearly always; blurred and noisy somewhat more often.
+    """
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.5),
+            A.Affine(
+                rotate=(-90, 90),
+                scale=(0.7, 1.4),
+                translate_percent=(-0.15, 0.15),
+                shear=(-10, 10),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.9,
+            ),
+            A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.1, 0.1), p=0.8),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.5), p=0.2),
+            A.GaussNoise(std_range=(0.01, 0.08), p=0.2),
+        ],
+        strict=True,
+    )
+
+
+def valid_transform(image_size: int) -> A.Compose:
+    """Nothing random: the photograph, whatever its shape, as the square that the network wants."""
+    return A.Compose(
+        [
+            A.Resize(
+                image_size,
+                image_size,
+                interpolation=cv2.INTER_AREA,  # shrinking without aliasing
+                # Plain INTER_NEAREST takes the upper left pixel, not the middle one: masks would be off by
+                # half a pixel of the small picture, and by a flip to the other side.
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            )
+        ],
+        strict=True,
+    )
