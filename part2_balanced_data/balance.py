@@ -100,7 +100,7 @@ def show_table(plan: pd.DataFrame, row: Mapping[str, float]) -> str:
     columns = {
         "photographs": plan["photographs"].map("{:.0f}".format),
         "drawn": of_sources("drawn/").map("{:.1%}".format),
-        "times each": plan["repeats"].map("{:.1f}".format),
+        "planned each": plan["repeats"].map("{:.1f}".format),
         "augmentation": plan["strong"].map({True: "strong", False: "usual"}),
         "IoU": ious.map("{:.4f}".format),
     }
