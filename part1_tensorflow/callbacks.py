@@ -173,7 +173,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         """Load the last checkpoint in `weights_dir`, if there is one; returns how many epochs are done."""
         last = tf.train.latest_checkpoint(weights_dir)
         if last:
-            self.checkpoint.restore(last)
+            # "partial", because the optimizer makes its variables in the first step, and gets their values then;
+            # a run that ends before it would end in warnings about each of them.
+            self.checkpoint.restore(last).expect_partial()
         return int(self.epochs_done.numpy())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:

@@ -78,9 +78,17 @@ def odd_pairs(pairs: list[Pair]) -> list[tuple[str, str]]:
     """Find what is no error and still not expected. Returns kinds and files."""
     odd = [("mask without foreground", name_of(pair)) for pair in pairs if pair.foreground == 0]
     odd += [("mask with nothing but foreground", name_of(pair)) for pair in pairs if pair.foreground == 1]
+    sides = defaultdict(set)
     photographs = defaultdict(list)
     for pair in pairs:
+        sides[pair.source].add(pair.side)
         photographs[pair.digest].append(pair)
+    grouped = ", as --groups asks" if all(pair.group == pair.source for pair in pairs) else ""
+    for name, sides_of_source in sides.items():
+        if sides_of_source == {"valid"}:
+            odd.append((f"source that is only in valid{grouped}: nothing is learned of it", name))
+        if sides_of_source == {"train"}:
+            odd.append((f"source that is only in train{grouped}: it has no score", name))
     for same in photographs.values():
         names = " = ".join(name_of(pair) for pair in same)
         if len({pair.side for pair in same}) > 1:

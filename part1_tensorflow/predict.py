@@ -30,9 +30,12 @@ def parse_args() -> argparse.Namespace:
     add("--output_dir", type=Path, help="(predictions/ of the run that made the weights)")
     add("--device", type=device, nargs=1, help="the number of a GPU, or cpu (0 where there is a GPU, else cpu)")
     args = parser.parse_args()
-    for flag, path in [("--weights", args.weights), ("--images", args.images)]:
-        if not path.exists():
-            parser.error(f"argument {flag}: {str(path)!r} is not there")
+    if not args.weights.is_file():
+        parser.error(f"argument --weights: {str(args.weights)!r} is not a file; training writes weights/best.*")
+    if not args.images.exists():
+        parser.error(f"argument --images: {str(args.images)!r} is not there")
+    if args.output_dir and args.output_dir.exists() and not args.output_dir.is_dir():
+        parser.error(f"argument --output_dir: {str(args.output_dir)!r} is a file, not a folder")
     if args.output_dir is None:
         run_dir = args.weights.resolve().parent.parent if args.weights.resolve().parent.name == "weights" else Path()
         args.output_dir = run_dir / "predictions"
@@ -137,6 +140,10 @@ def main() -> None:
             rows.append({"file": path.relative_to(images).as_posix(), "source": source} | compare(mask, truth))
 
     print(f"{len(paths) - failed} masks and overlays are in {args.output_dir}")
+    if args.masks and len(paths) - failed > len(rows):
+        print(f"{len(paths) - failed - len(rows)} photographs have no mask in {args.masks} and do not count below")
+    if not rows and (args.output_dir / "metrics.csv").exists():
+        print("nothing was measured: the metrics.csv there is of an earlier run")
     if rows:
         per_image = add_scores(pd.DataFrame(rows))
         table = scores_by_source(per_image)

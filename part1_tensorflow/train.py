@@ -148,7 +148,7 @@ def main() -> None:
             raise
         stop(f"{damaged} is missing, damaged or of another size than its pair; run data_preparation.py again", code=1)
     if is_chief:
-        report(run_dir, rows, args.data_root / "valid" / "images")
+        report(run_dir, rows, [args.data_root / "valid" / "images"])
 
 
 if __name__ == "__main__":

@@ -252,19 +252,21 @@ def plot_training_curves(metrics: pd.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
-def report(run_dir: Path, rows: list[dict[str, float]], photographs: Path, monitor: str = "val_iou") -> None:
+def report(
+    run_dir: Path, rows: list[dict[str, float]], photographs: Sequence[object], monitor: str = "val_iou"
+) -> None:
     """Say what a person wants to know at the end: how good, where, how fast, and what comes next.
 
     Args:
         rows: of metrics.csv; the best epoch is the first one with the highest `monitor`.
-        photographs: a folder of them, for the command that comes next.
+        photographs: what stands behind --images in the command that comes next.
     """
     metrics = pd.DataFrame(rows)
     best = metrics.iloc[metrics[monitor].argmax()]
     weights = next((run_dir / "weights").glob("best.*"))
     warm = metrics.iloc[1:] if len(metrics) > 1 else metrics  # in the first epoch much is built once
     plot_training_curves(metrics, run_dir / "training_curves.png")
-    predict = command("predict.py", "--weights", weights, "--images", photographs)
+    predict = command("predict.py", "--weights", weights, "--images", *photographs)
     print(f"\nbest      IoU {best['val_iou']:.4f}, F1 {best['val_f1']:.4f} in validation: ", end="")
     print(f"epoch {best['epoch']:.0f} of {len(metrics)}, by {monitor}")
     print(f"speed     {warm['images_per_second'].median():.1f} images/s, {warm['seconds'].median():.1f} s an epoch")

@@ -47,6 +47,7 @@ def parse_flags() -> argparse.Namespace:
     )
     add("--valid_fraction", type=fraction, help="share of each source that is for validation (0.2)")
     add("--folds", type=whole_number(2), metavar="K", help="write a fold for each pair; fold 0 is for validation")
+    add("--classes", type=whole_number(), default=1, metavar="N", help="keep the labels 0 to N-1 of masks (1)")
     add("--seed", type=whole_number(0), default=42, help="of the split (%(default)s)")
     add("--strict", action="store_true", help="write nothing if any file has to be rejected")
     args = parser.parse_args()
@@ -73,13 +74,14 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def prepare_pair(pair: Pair, raw: Path, new: Path) -> Pair:
+def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int) -> Pair:
     """Read, check, repair and write one pair. Returns it with what was found out.
 
     Args:
         pair: a photograph and its mask.
         raw: neither file may lie outside, which a link can.
         new: the folder to write to.
+        classes: if more than 1, the labels of the mask are kept.
 
     Raises:
         OSError: they cannot be written.
@@ -90,7 +92,7 @@ def prepare_pair(pair: Pair, raw: Path, new: Path) -> Pair:
         image = read_image(file)
         file = pair.mask
         refuse_path(file, raw)
-        mask = read_mask(file, image)
+        mask = read_mask(file, image, classes)
     except BadFile as error:
         pair.rejected = (file, str(error))
         return pair
@@ -125,11 +127,11 @@ def write_png(file: Path, pixels: NDArray[np.uint8]) -> None:
     file.write_bytes(encoded.tobytes())  # cv2.imwrite does not raise when the disk is full
 
 
-def prepare_pairs(pairs: list[Pair], raw: Path, new: Path) -> list[Pair]:
+def prepare_pairs(pairs: list[Pair], raw: Path, new: Path, classes: int) -> list[Pair]:
     """Prepare all pairs on all cores, with a progress bar if there is a terminal."""
     with ProcessPoolExecutor(initializer=start_worker) as workers:
         try:
-            results = workers.map(partial(prepare_pair, raw=raw, new=new), pairs, chunksize=4)
+            results = workers.map(partial(prepare_pair, raw=raw, new=new, classes=classes), pairs, chunksize=4)
             return list(tqdm(results, total=len(pairs), unit=" pairs", disable=None))
         except BaseException:  # also Ctrl-C: finish what is begun, begin nothing more
             workers.shutdown(cancel_futures=True)
@@ -228,7 +230,7 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
     print_found(raw, data)
 
     new.mkdir(parents=True)
-    done = prepare_pairs(data.pairs, raw, new)
+    done = prepare_pairs(data.pairs, raw, new, args.classes)
     data.rejected |= dict(pair.rejected for pair in done if pair.rejected)
     rejected = {printable(path.relative_to(raw)): reason for path, reason in data.rejected.items()}
     pairs = [pair for pair in done if not pair.rejected]

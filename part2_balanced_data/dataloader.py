@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from keras2 import tf
-from transform import strong_transform, train_transform, valid_transform
+from transform import seed_transform, strong_transform, train_transform, valid_transform
 from utils import stop
 
 cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
@@ -33,7 +33,7 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
     """
     file = data_root / "csv_file" / csv_file
-    again = f"run data_preparation.py --data_root {data_root}"
+    again = f"run data_preparation.py --data_root {data_root}, with --raw and --groups if you gave them before"
     try:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)[["images", "masks", "source"]]
         paths = pd.concat([table["images"], table["masks"]])
@@ -128,7 +128,7 @@ def augment(image_size: int, seed: int, workers: int, strong: np.ndarray) -> Cal
         usual_and_strong = transforms.get()
         transform = usual_and_strong[int(strong[index])]
         try:
-            transform.set_random_seed(int(np.random.SeedSequence([seed, int(draw), int(index)]).generate_state(1)[0]))
+            seed_transform(transform, seed, int(draw), int(index))
             augmented = transform(image=image, mask=mask)
         finally:
             transforms.put(usual_and_strong)

@@ -15,6 +15,7 @@ FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"]  # Pillow's rarer decode
 THRESHOLD = 127  # a mask pixel above it is foreground, on the scale of 8 bits
 FRINGE = 32  # JPEG leaves pixels this far from black and white around an edge
 MAX_LABELS = 32  # a mask with more values than this was blurred or compressed, and not labelled
+TINTS = [(0, 255, 0), (255, 0, 255), (0, 128, 255), (255, 255, 0), (255, 0, 0), (0, 255, 255)]  # of labels 1, 2, …
 COLOURS = ["black", "blue", "green", "cyan", "red", "magenta", "yellow", "white"]  # bits: red 4, green 2, blue 1
 
 
@@ -146,15 +147,16 @@ def name_of_mode(mode: str) -> str:
 # --- masks -----------------------------------------------------------------------------------
 
 
-def read_mask(path: Path, image: Picture | None = None) -> Picture:
-    """Read a mask as (H, W) with exactly 0 and 255.
+def read_mask(path: Path, image: Picture | None = None, classes: int = 1) -> Picture:
+    """Read a mask as (H, W) with exactly 0 and 255, or with labels.
 
     Args:
         path: the mask; any kind of image file with two values, or with the fringes that JPEG leaves.
         image: its photograph. The mask must have its size, and is turned with it if it is not turned yet.
+        classes: if more than 1, the values are labels from 0 to classes - 1, and are kept.
 
     Raises:
-        BadFile: it cannot be read, has another size than `image`, or has several labels.
+        BadFile: it cannot be read, has another size than `image`, or has labels that it should not have.
     """
     picture, repairs = open_picture(path, "mask")
     orientation = orientation_of(picture)
@@ -168,9 +170,25 @@ def read_mask(path: Path, image: Picture | None = None) -> Picture:
     if image is not None and picture.size != image.pixels.shape[1::-1]:
         width, height = image.pixels.shape[1::-1]
         raise BadFile(f"mask of another size: {picture.width} x {picture.height}, the image has {width} x {height}")
+    if classes > 1:
+        return Picture(read_labels(picture, classes), repairs, orientation)
     grey, more = one_channel(picture)
     foreground, last = separate(grey)
     return Picture(foreground.astype(np.uint8) * 255, repairs + more + last, orientation)
+
+
+def read_labels(picture: Image.Image, classes: int) -> NDArray[np.uint8]:
+    """The labels of a mask, (H, W): its grey values, or the numbers of its palette's colours.
+
+    Raises:
+        BadFile: there are others than 0 to classes - 1.
+    """
+    labels = np.asarray(picture) if picture.mode == "P" else one_channel(picture)[0]
+    values = np.unique(labels)
+    if not np.isin(values, range(classes)).all():
+        some = ", ".join(str(value) for value in values[:MAX_LABELS])
+        raise BadFile(f"mask with other labels than 0 to {classes - 1}: {some}")
+    return labels.astype(np.uint8)
 
 
 def turned_like(image: Picture, size: tuple[int, int]) -> tuple[int, list[str]]:
@@ -258,8 +276,10 @@ def separate(grey: NDArray[Any]) -> tuple[NDArray[np.bool_], list[str]]:
 # --- drawing ---------------------------------------------------------------------------------
 
 
-def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Tint the foreground of a photograph, (H, W, 3), green, and leave its pattern visible."""
+def overlay(image: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Tint what is labelled, (H, W), on a photograph, (H, W, 3): label 1 (or True) green, others in other colours."""
     tinted = image.copy()
-    tinted[mask] = (image[mask] * 0.5 + np.array([0, 255, 0]) * 0.5).astype(np.uint8)
+    for label in np.unique(labels[labels > 0]):
+        colour = np.array(TINTS[(int(label) - 1) % len(TINTS)])
+        tinted[labels == label] = (image[labels == label] * 0.5 + colour * 0.5).astype(np.uint8)
     return tinted

@@ -40,7 +40,12 @@ def parse_args() -> argparse.Namespace:
     add("--optimizer", choices=["radam", "adamw"], default="radam", help="(%(default)s)")
     add("--cache", choices=["none", "memory", "disk"], default="none", help="keep decoded images there (%(default)s)")
     add("--balance", nargs="+", default=["uniform"], help="uniform, sqrt, none, or SOURCE=WEIGHT for each (uniform)")
-    add("--strong_augmentation", nargs="+", metavar="SOURCE", help="or none (those drawn over 3 times an epoch)")
+    add(
+        "--strong_augmentation",
+        nargs="+",
+        metavar="SOURCE",
+        help="or 'none' (default: those drawn over 3 times an epoch)",
+    )
     add("--monitor", choices=["iou", "macro_iou"], default="iou", help="tells the best epoch (%(default)s)")
     args = parser.parse_args()
     encoders = sm.get_available_backbone_names()
@@ -164,7 +169,7 @@ def main() -> None:
             raise
         stop(f"{damaged} is missing, damaged or of another size than its pair; run data_preparation.py again", code=1)
     if is_chief:
-        report(run_dir, rows, args.data_root / "valid" / "images", f"val_{args.monitor}")
+        report(run_dir, rows, [args.data_root / "valid" / "images"], f"val_{args.monitor}")
         print("\n" + show_table(plan, max(rows, key=lambda row: row[f"val_{args.monitor}"])))
 
 

@@ -10,6 +10,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its
 
 import albumentations as A
 import cv2
+import numpy as np
 
 
 def train_transform() -> A.Compose:
@@ -59,6 +60,17 @@ def strong_transform() -> A.Compose:
         ],
         strict=True,
     )
+
+
+def seed_transform(transform: A.Compose, *place: int) -> None:
+    """Let what `transform` draws next follow from some numbers, such as seed, epoch and photograph.
+
+    Each of its steps gets a seed of its own. `Compose.set_random_seed` would give all of them the same, and the
+    steps that happen half of the time would happen either all together or not at all.
+    """
+    seeds = np.random.SeedSequence(place).generate_state(len(transform.transforms))
+    for step, seed in zip(transform.transforms, seeds, strict=True):
+        step.set_random_seed(int(seed))
 
 
 def valid_transform(image_size: int) -> A.Compose:

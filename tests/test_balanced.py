@@ -123,7 +123,31 @@ def test_a_small_source_is_augmented_strongly(part2: Part, data_root: Path, work
     done = part2.run("train.py", *args, "--strong_augmentation", "0", "1", "--mixed_precision", "True")
     assert "bf16" in done.stdout
     augmentation = dict(re.findall(r"^(\d) .* (usual|strong) ", done.stdout, re.MULTILINE))
+    # A first look validates photographs of the last source, too, not only those that come first.
+    valid = pd.read_csv(data_root / "csv_file" / "valid.csv", dtype=str)
+    assert len(valid) > 8
+    assert f"val_iou/{valid['source'].iloc[-1]}" in pd.read_csv(work_dir / "balanced" / "logs" / "metrics.csv")
     assert augmentation == {"0": "strong", "1": "strong", "2": "usual", "3": "usual", "4": "usual"}
+
+
+LOSS = """
+import numpy as np
+from model import F1, IoU, create_loss, create_model
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+masks = (rng.random((4, 32, 32, 1)) < 0.3).astype(np.float32)
+model = create_model("resnet18", 32, None)
+model.compile(loss=create_loss(), weighted_metrics=[IoU(3), F1(3)])
+print(float(create_loss()(masks, model(images))))
+for sources in [[0, 0, 0, 0], [0, 1, 2, 2]]:
+    print(model.test_on_batch(images, masks, np.array(sources), return_dict=True)["loss"])
+"""
+
+
+def test_the_number_of_a_source_is_no_weight_of_the_loss(part2: Part) -> None:
+    (part2.folder / "loss.py").write_text(LOSS)
+    plain, of_one_source, of_three = [float(word) for word in part2.run("loss.py").stdout.split()[-3:]]
+    assert [of_one_source, of_three] == pytest.approx([plain, plain], rel=1e-5)
 
 
 def test_killed_and_resumed_ends_like_an_uninterrupted_run(part2: Part, data_root: Path, work_dir: Path) -> None:

@@ -267,3 +267,21 @@ def test_strict_lists_what_is_wrong_and_changes_nothing(messy: Messy, prepare: C
     error = prepare("--data_root", messy.root, "--raw", messy.raw, "--strict", "--seed", 7, code=2).stderr
     assert all(f"{file}: {reason}" in error for file, reason in messy.rejected.items())
     assert tree(messy.root) == before and not (messy.root / ".prepared_new").exists()
+
+
+def test_labels_are_kept_when_classes_are_asked_for(prepare: Callable, tmp_path: Path) -> None:
+    labels = (MASK > 0).astype(np.uint8) * (1 + np.arange(WIDTH) // 20 % 2).astype(np.uint8)  # 0, 1 and 2
+    palette = Image.fromarray(labels, mode="L")
+    palette.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
+    masks = {"grey": labels, "palette": palette, "rgb": np.dstack([labels] * 3), "too_high": labels * 3}
+    for seed, (name, mask) in enumerate(masks.items()):
+        save(tmp_path / "raw" / "images" / f"{name}.png", photograph(seed))
+        save(tmp_path / "raw" / "masks" / f"{name}.png", mask)
+    root = tmp_path / "prepared"
+    prepare("--data_root", root, "--raw", tmp_path / "raw", "--classes", 3)
+    written = {path.stem: np.array(Image.open(path)) for path in root.glob("*/masks/0/*.png")}
+    assert written.keys() == {"grey", "palette", "rgb"}
+    for mask in written.values():
+        assert np.array_equal(mask, labels)
+    rejected = dict(read_csv(root, "rejected").itertuples(index=False))
+    assert rejected == {"masks/too_high.png": "mask with other labels than 0 to 2: 0, 3, 6"}
