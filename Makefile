@@ -40,7 +40,7 @@ DEMO_1 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 18 --optimi
 
 DEMO_2 := $(DEMO_1)
 DEMO_3 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 24 --loss dice_bce --learning_rate 2e-3 --cache memory
-DEMO_TIME := $(if $(BF16),5,20)
+DEMO_TIME = $(if $(BF16),5,$(if $(filter $(DIR),$(PT_PARTS)),12,20))
 
 DEMO_DIR := $(WORK_DIR)/demo$(PART)
 

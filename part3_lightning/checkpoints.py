@@ -89,12 +89,10 @@ class StopOnSignal(Callback):
     def take_note(self, number: int, frame: Any) -> None:
         """Remember the signal; on_train_batch_end does what it asks for."""
         self.signals += 1
-        if self.signals == 1:
-            print(
-                "\nstopping after this step, or the validation that is running; Ctrl-C again stops at once", flush=True
-            )
-        elif number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
+        if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
             raise KeyboardInterrupt
+        if self.signals == 1 and rank_zero_only.rank == 0:
+            print("\nstopping after this step or the running validation; Ctrl-C again stops at once", flush=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
