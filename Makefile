@@ -39,7 +39,9 @@ BF16 := $(if $(shell grep -s -m1 -o -w -e avx512_bf16 -e amx_bf16 /proc/cpuinfo)
 DEMO_1 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 18 --optimizer adamw --learning_rate 3e-3 --cache memory
 
 DEMO_2 := $(DEMO_1)
-DEMO_3 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 24 --loss dice_bce --learning_rate 2e-3 --cache memory
+DEMO_5 := $(DEMO) $(BF16) --encoder resnet18 --batch_size 8 --epochs 24 --loss dice_bce --learning_rate 2e-3
+DEMO_3 := $(DEMO_5) --cache memory
+DEMO_4 := $(DEMO_3)
 DEMO_TIME = $(if $(BF16),5,$(if $(filter $(DIR),$(PT_PARTS)),12,20))
 
 DEMO_DIR := $(WORK_DIR)/demo$(PART)

@@ -48,6 +48,7 @@ def parse_flags() -> argparse.Namespace:
     add("--valid_fraction", type=fraction, help="share of each source that is for validation (0.2)")
     add("--folds", type=whole_number(2), metavar="K", help="write a fold for each pair; fold 0 is for validation")
     add("--classes", type=whole_number(), default=1, metavar="N", help="keep the labels 0 to N-1 of masks (1)")
+    add("--npy", action="store_true", help="write arrays as well, .npy beside .png, and csv_file/npy_*.csv (part 5)")
     add("--seed", type=whole_number(0), default=42, help="of the split (%(default)s)")
     add("--strict", action="store_true", help="write nothing if any file has to be rejected")
     args = parser.parse_args()
@@ -74,7 +75,7 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int) -> Pair:
+def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int, npy: bool) -> Pair:
     """Read, check, repair and write one pair. Returns it with what was found out.
 
     Args:
@@ -82,6 +83,7 @@ def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int) -> Pair:
         raw: neither file may lie outside, which a link can.
         new: the folder to write to.
         classes: if more than 1, the labels of the mask are kept.
+        npy: write them as arrays as well.
 
     Raises:
         OSError: they cannot be written.
@@ -98,6 +100,9 @@ def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int) -> Pair:
         return pair
     write_png(new / pair.target("images"), image.pixels[..., ::-1])  # OpenCV writes BGR
     write_png(new / pair.target("masks"), mask.pixels)
+    if npy:
+        np.save(npy_of(new / pair.target("images")), image.pixels)
+        np.save(npy_of(new / pair.target("masks")), mask.pixels)
     pair.height, pair.width = mask.pixels.shape
     pair.foreground = round(float((mask.pixels > 0).mean()), 6)
     pair.digest = hashlib.sha256(f"{pair.width}".encode() + image.pixels.tobytes()).hexdigest()
@@ -127,11 +132,16 @@ def write_png(file: Path, pixels: NDArray[np.uint8]) -> None:
     file.write_bytes(encoded.tobytes())  # cv2.imwrite does not raise when the disk is full
 
 
-def prepare_pairs(pairs: list[Pair], raw: Path, new: Path, classes: int) -> list[Pair]:
+def npy_of(file: Path | str) -> str:
+    """The name of the array beside a PNG."""
+    return str(file).removesuffix(".png") + ".npy"
+
+
+def prepare_pairs(pairs: list[Pair], raw: Path, new: Path, classes: int, npy: bool) -> list[Pair]:
     """Prepare all pairs on all cores, with a progress bar if there is a terminal."""
     with ProcessPoolExecutor(initializer=start_worker) as workers:
         try:
-            results = workers.map(partial(prepare_pair, raw=raw, new=new, classes=classes), pairs, chunksize=4)
+            results = workers.map(partial(prepare_pair, raw=raw, new=new, classes=classes, npy=npy), pairs, chunksize=4)
             return list(tqdm(results, total=len(pairs), unit=" pairs", disable=None))
         except BaseException:  # also Ctrl-C: finish what is begun, begin nothing more
             workers.shutdown(cancel_futures=True)
@@ -152,6 +162,7 @@ def foreign_files(root: Path) -> list[str]:
         if list(table.columns) == COLUMNS:
             known |= {f"csv_file/{side}.csv", "csv_file/rejected.csv", *table["images"], *table["masks"]}
             known |= {f"csv_file/train{source}.csv" for source in table["source"]}
+            known |= {f"csv_file/npy_{side}.csv", *table["images"].map(npy_of), *table["masks"].map(npy_of)}
     paths = [path for piece in PIECES for path in [root / piece, *(root / piece).rglob("*")]]
     files = {printable(path.relative_to(root)) for path in paths if path.is_symlink() or path.is_file()}
     return sorted(files - known)
@@ -172,13 +183,16 @@ def refuse_overlap(root: Path, data: RawData) -> None:
         stop(f"{root} holds {len(foreign)} files that this script did not write and would replace: {some}; {advice}")
 
 
-def write_csv_files(pairs: list[Pair], rejected: Mapping[str, str], csv_folder: Path) -> None:
-    """Write train.csv, valid.csv, a train<source>.csv for each source, and rejected.csv."""
+def write_csv_files(pairs: list[Pair], rejected: Mapping[str, str], csv_folder: Path, npy: bool) -> None:
+    """Write train.csv, valid.csv, a train<source>.csv for each source, rejected.csv, and the npy_*.csv of arrays."""
     csv_folder.mkdir()
     rows = [(p.target("images"), p.target("masks"), p.source, p.fold, p.width, p.height, p.foreground) for p in pairs]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("images")
     in_train = table["images"].str.startswith("train/")
     tables = {"train": table[in_train], "valid": table[~in_train]}
+    if npy:
+        arrays = table.assign(images=table["images"].map(npy_of), masks=table["masks"].map(npy_of))
+        tables |= {"npy_train": arrays[in_train], "npy_valid": arrays[~in_train]}
     tables |= {f"train{source}": part for source, part in table[in_train].groupby("source")}
     tables["rejected"] = pd.DataFrame(sorted(rejected.items()), columns=["file", "reason"])
     for name, part in tables.items():
@@ -189,9 +203,11 @@ def move_to_sides(pairs: list[Pair], new: Path) -> None:
     """Move the files that were written before the split was known."""
     for pair in pairs:
         for kind in ["images", "masks"]:
-            target = new / pair.target(kind)
+            source, target = new / replace(pair, side="unsplit").target(kind), new / pair.target(kind)
             target.parent.mkdir(parents=True, exist_ok=True)
-            (new / replace(pair, side="unsplit").target(kind)).rename(target)
+            source.rename(target)
+            if Path(npy_of(source)).exists():
+                Path(npy_of(source)).rename(npy_of(target))
 
 
 def swap(root: Path, new: Path, old: Path) -> None:
@@ -230,7 +246,7 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
     print_found(raw, data)
 
     new.mkdir(parents=True)
-    done = prepare_pairs(data.pairs, raw, new, args.classes)
+    done = prepare_pairs(data.pairs, raw, new, args.classes, args.npy)
     data.rejected |= dict(pair.rejected for pair in done if pair.rejected)
     rejected = {printable(path.relative_to(raw)): reason for path, reason in data.rejected.items()}
     pairs = [pair for pair in done if not pair.rejected]
@@ -244,7 +260,7 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
     for side in ["train", "valid"]:
         if not any(pair.side == side for pair in pairs):
             stop(f"nothing usable is left in {raw / side}, so nothing is written:{listing(rejected)}")
-    write_csv_files(pairs, rejected, new / "csv_file")
+    write_csv_files(pairs, rejected, new / "csv_file", args.npy)
     print_summary(pairs, rejected, args.folds)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the swap takes a moment and shall not be left half-way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -33,7 +33,7 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
     """
     file = data_root / "csv_file" / csv_file
-    again = f"run data_preparation.py --data_root {data_root}, with --raw and --groups if you gave them before"
+    again = f"run data_preparation.py --data_root {data_root} again, with the flags that you gave before"
     try:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)[["images", "masks", "source"]]
         paths = pd.concat([table["images"], table["masks"]])

@@ -77,10 +77,10 @@ def main() -> None:
                 external_data=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        names = f"--arch {model.hparams['arch']} with --encoder {model.hparams['encoder']}"
-        stop(f"PyTorch's exporter cannot translate {names}: {str(error).splitlines()[0]}", code=1)
+        reason = str(error).splitlines()[0]
+        stop(f"PyTorch's exporter cannot translate this network ({model.hparams['encoder']}): {reason}", code=1)
     # What predict.py has to know of the network.
-    about = {name: model.hparams[name] for name in ["arch", "encoder", "classes", "image_size"]}
+    about = {name: model.hparams[name] for name in ["encoder", "classes", "image_size"]}
     program.model.metadata_props.update({name: str(value) for name, value in about.items()})
     beside = output.with_suffix(".tmp")
     program.save(beside)

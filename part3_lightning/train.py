@@ -72,9 +72,7 @@ def parse_args() -> argparse.Namespace:
         args.arch, args.encoder = MODELS[args.model]["arch"], MODELS[args.model]["encoder"]
     if not is_encoder(args.encoder):
         similar = ", ".join(difflib.get_close_matches(args.encoder, ENCODERS, n=5, cutoff=0))
-        parser.error(
-            f"argument --encoder: {args.encoder!r} is neither one of smp (similar: {similar}) nor tu-<one of timm>"
-        )
+        parser.error(f"argument --encoder: {args.encoder!r} is none of smp (similar: {similar}) nor tu-<one of timm>")
     if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_file():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a file")
     if args.compile and not shutil.which("g++"):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("lightning_tests")  # so that its asserts tell what they compared
+
 ROOT = Path(__file__).parents[1]
 PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
 # The network that TensorFlow builds soonest, and that learns something, from scratch, in seconds.
@@ -26,9 +28,14 @@ class Part:
     """A part that was copied to a folder of its own, where nothing else of the repository is."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.folder = folder / name
+        self.name, self.folder = name, folder / name
+        self.small, self.with_dropout, self.larger, self.learning_rate = SMALL, "efficientnet-b0", "resnet34", 3e-3
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run_dir(self, work_dir: Path) -> Path:
+        """Where its runs are: part2_balanced_data has <work_dir>/balanced."""
+        return work_dir / self.name.split("_")[1]
 
     def start(self, script: str, *args: object, **env: str) -> subprocess.Popen[str]:
         """Start one of its scripts in a process group of its own."""

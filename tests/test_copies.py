@@ -29,8 +29,20 @@ SHARED = [
     "inference.py",
     "losses.py",
 ]
+# These are the same in the parts with these numbers, whose lesson is about something else.
+SHARED_AMONG = {
+    "callbacks.py": "345",
+    "model.py": "345",
+    "predict.py": "345",
+    "transform.py": "35",
+}
 # Installed under one name, imported under another.
-IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL", "tf-keras": "tf_keras"}
+IMPORTED_AS = {
+    "nvidia-dali-cuda130": "nvidia",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "tf-keras": "tf_keras",
+}
 # What is not imported by every part that needs it, but by its framework: loggers, the progress bar, the ONNX exporter.
 NOT_IMPORTED = {"tensorboard", "wandb", "rich", "onnxscript"}
 
@@ -38,6 +50,7 @@ NOT_IMPORTED = {"tensorboard", "wandb", "rich", "onnxscript"}
 def originals() -> list[tuple[Path, list[Path]]]:
     """Each shared file of the earliest part that has it, and its copies in the others."""
     found = [[ROOT / part / name for part in PARTS if (ROOT / part / name).exists()] for name in SHARED]
+    found += [[ROOT / part / name for part in PARTS if part[4] in parts] for name, parts in SHARED_AMONG.items()]
     return [(files[0], files[1:]) for files in found if files]
 
 
@@ -105,7 +118,13 @@ def test_files_are_read_in_one_sitting(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("earlier", "later"), [("part1_tensorflow", "part2_balanced_data"), ("part1_tensorflow", "part3_lightning")]
+    ("earlier", "later"),
+    [
+        ("part1_tensorflow", "part2_balanced_data"),
+        ("part1_tensorflow", "part3_lightning"),
+        ("part3_lightning", "part4_kornia"),
+        ("part3_lightning", "part5_dali"),
+    ],
 )
 def test_a_readme_tells_the_length_of_the_diff(earlier: str, later: str) -> None:
     diff = ["diff", "-r", "-x", "README.md", "-x", "imgs", "-x", "work_dir", "-x", "*cache*", earlier, later]
