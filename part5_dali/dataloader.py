@@ -201,9 +201,9 @@ class NailDataModule(pl.LightningDataModule):
     def __init__(self, args: argparse.Namespace, train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> None:
         """`args`: the flags batch_size, image_size, classes, workers, loader, cache, seed and limit_batches."""
         super().__init__()
-        if args.loader == "dali" and args.cache != "none":
-            stop("--cache memory: only with --loader torch; DALI reads the files in every epoch")
         if args.loader == "dali":
+            if args.cache != "none":
+                stop("--cache memory: only with --loader torch; DALI reads the files in every epoch")
             try:
                 from pipelines import LightningWrapper  # not above: --loader torch works without DALI
             except ImportError as error:

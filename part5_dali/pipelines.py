@@ -160,7 +160,7 @@ class LightningWrapper:
                 if not self.dataset.is_as_it_should_be(index, found):
                     self.dataset.load(index)
                     raise RuntimeError(f"{self.dataset.image_paths[index]}: DALI and OpenCV read different things")
-            # DALI cannot jump to where its random numbers were, so what had its turn is gone through once more.
+            # What had its turn is gone through once more, so that DALI's random numbers come to where they were.
             if number >= done:
                 yield [output["images"], output["masks"].squeeze(3)]
 

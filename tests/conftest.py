@@ -29,7 +29,6 @@ class Part:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder / name
-        self.small, self.with_dropout, self.larger, self.learning_rate = SMALL, "efficientnet-b0", "resnet34", 3e-3
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
+from conftest import SMALL, Part
 from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_a_file_that_became_corrupt_is_named_and_the_run_goes_on,
     test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run,
@@ -15,8 +17,6 @@ from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_two_processes_train,
     trained,
 )
-
-from conftest import SMALL, Part
 
 
 @pytest.fixture(scope="module")

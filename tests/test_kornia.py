@@ -1,14 +1,14 @@
 """Part 4, from a copied folder, trains. Its batches are looked at in test_augmentation.py."""
 
 import pytest
+
+from conftest import Part
 from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run,
     test_training_finds_nails_and_leaves_what_it_should,
     test_two_processes_train,
     trained,
 )
-
-from conftest import Part
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from lightning_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 from test_tensorflow import MARKER, RESIZED
 
 from conftest import SMALL, Part
+from lightning_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 
 
 @pytest.fixture(scope="module")
