@@ -103,7 +103,7 @@ def main() -> None:
     train_csv = pd.read_csv(args.data_root / "csv_file" / "train.csv", dtype={"source": str})
     about = {
         "date": str(date.today()),
-        "machine": describe_machine(),
+        "machine": describe_machine("tensorflow"),
         "flags": " ".join(FLAGS),
         "photographs": train_csv["source"].value_counts(sort=False).to_dict(),
         "seeds": SEEDS,

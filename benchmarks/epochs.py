@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     about = {
         "date": str(date.today()),
-        "machine": describe_machine(),
+        "machine": describe_machine("tensorflow"),
         "regime": f"{' '.join(NETWORK)}, {len(pd.read_csv(args.data_root / 'csv_file' / 'train.csv'))} photographs",
         "rows": [],
     }

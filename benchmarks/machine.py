@@ -14,7 +14,7 @@ def multiplies_bf16() -> bool:
     return bool({"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
 
 
-def describe_machine(framework: str = "tensorflow") -> str:
+def describe_machine(*packages: str) -> str:
     """Such as "2 cores of an AMD EPYC (AVX2), no GPU; Python 3.11.7, tensorflow 2.21.0"."""
     about = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*:\s*(.*)", about)
@@ -22,7 +22,8 @@ def describe_machine(framework: str = "tensorflow") -> str:
     fastest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "no AVX")
     cpu = f"{len(os.sched_getaffinity(0))} cores of {name[1] if name else platform.machine()} ({fastest})"
     gpu = "" if Path("/proc/driver/nvidia").exists() else ", no GPU"
-    return f"{cpu}{gpu}; Python {platform.python_version()}, {framework} {importlib.metadata.version(framework)}"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return f"{cpu}{gpu}; Python {platform.python_version()}, {', '.join(versions)}"
 
 
 def spread(values: np.ndarray, form: str) -> str:

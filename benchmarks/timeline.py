@@ -133,7 +133,7 @@ def main() -> None:
 
     about = {
         "date": str(date.today()),
-        "machine": describe_machine(),
+        "machine": describe_machine("tensorflow"),
         "regime": f"{ENCODER} from scratch, {IMAGE_SIZE} pixels, batch {BATCH_SIZE}, float32, {STEPS} steps, "
         f"{REPEATS} repeats in turns, {WORKERS} loader threads",
     }

@@ -38,7 +38,7 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)
         paths = pd.concat([table["images"], table["masks"]])
     except FileNotFoundError:
-        stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
+        stop(f"{data_root} has no csv_file/{csv_file}; first run data_preparation.py --data_root {data_root}")
     except (KeyError, ValueError, OSError) as error:
         stop(f"{file} is damaged ({error}); {again}")
     if table.empty:

@@ -146,7 +146,11 @@ def main() -> None:
         damaged = find_damaged_file(train_paths) or find_damaged_file(valid_paths)
         if damaged is None:
             raise
-        stop(f"{damaged} is missing, damaged or of another size than its pair; run data_preparation.py again", code=1)
+        stop(
+            f"{damaged} is missing, damaged or of another size than its pair; run data_preparation.py again, with the "
+            "same flags",
+            code=1,
+        )
     if is_chief:
         report(run_dir, rows, [args.data_root / "valid" / "images"])
 

@@ -110,7 +110,7 @@ def train_parser(description: str | None, encoder: str) -> argparse.ArgumentPars
     add("--mixed_precision", type=precision, help="True, False, fp16 or bf16 (True on a GPU, False on a CPU)")
     add("--image_size", type=image_side, default=384, help="side of the network's input in pixels (%(default)s)")
     add("--encoder", default=encoder, help="the network's first half (%(default)s)")
-    add("--encoder_weights", default="imagenet", help="'imagenet', 'none', or a file (%(default)s)")
+    add("--encoder_weights", default="imagenet", help="'imagenet', 'none', or where weights are (%(default)s)")
     add(
         "--workers",
         type=whole_number(0),

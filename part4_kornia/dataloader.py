@@ -33,6 +33,9 @@ EpochAndIndex = tuple[int, int]  # what the samplers draw: in which epoch, and w
 Sample = tuple[np.ndarray, np.ndarray, EpochAndIndex]
 
 
+AGAIN = "run data_preparation.py again, with the same flags"
+
+
 class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
     """A file that has become unusable since it was prepared; the message is its path, the reason and what to do."""
 
@@ -48,7 +51,7 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)
         paths = pd.concat([table["images"], table["masks"]])
     except FileNotFoundError:
-        stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
+        stop(f"{data_root} has no csv_file/{csv_file}; first run data_preparation.py --data_root {data_root}")
     except (KeyError, ValueError, OSError) as error:
         stop(f"{file} is damaged ({error}); {again}")
     if table.empty:
@@ -81,10 +84,10 @@ def read_png(path: str, flags: int) -> np.ndarray:
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DamagedFile(f"{path}: {error.strerror}; run data_preparation.py again") from error
+        raise DamagedFile(f"{path}: {error.strerror}; {AGAIN}") from error
     pixels = cv2.imdecode(content, flags) if content.size else None
     if pixels is None:
-        raise DamagedFile(f"{path}: empty or damaged; run data_preparation.py again")
+        raise DamagedFile(f"{path}: empty or damaged; {AGAIN}")
     return pixels
 
 
@@ -111,9 +114,7 @@ class NailDataset(Dataset):
         image = read_png(self.image_paths[index], cv2.IMREAD_COLOR_RGB)
         mask = read_png(self.mask_paths[index], cv2.IMREAD_GRAYSCALE)
         if mask.shape != image.shape[:2]:
-            raise DamagedFile(
-                f"{self.mask_paths[index]}: not as large as its photograph; run data_preparation.py again"
-            )
+            raise DamagedFile(f"{self.mask_paths[index]}: not as large as its photograph; {AGAIN}")
         highest = mask.max()
         if self.classes == 1 and highest in (0, 255):
             mask = mask // 255

@@ -47,7 +47,7 @@ def load_data_path(data_root: Path, csv_file: str, data_format: str = "png") -> 
         paths = pd.concat([table["images"], table["masks"]])
         table = table.astype({"height": int, "width": int})
     except FileNotFoundError:
-        stop(f"--data_root {data_root}: there is no csv_file/{csv_file}; {again}")
+        stop(f"{data_root} has no csv_file/{csv_file}; first run data_preparation.py{npy} --data_root {data_root}")
     except (KeyError, ValueError, OSError) as error:
         stop(f"{file} is damaged ({error}); {again}")
     if table.empty:
@@ -77,7 +77,7 @@ def split_by_fold(train_paths: pd.DataFrame, valid_paths: pd.DataFrame, fold: st
 
 def prepare_again(path: str) -> str:
     """What to do about a file; without --npy the arrays would be gone."""
-    return f"run data_preparation.py{' --npy' if path.endswith('.npy') else ''} again"
+    return f"run data_preparation.py{' --npy' if path.endswith('.npy') else ''} again, with the same flags"
 
 
 def read_pixels(path: str, flags: int) -> np.ndarray:
@@ -92,7 +92,7 @@ def read_pixels(path: str, flags: int) -> np.ndarray:
         raise DamagedFile(f"{path}: {error}; {prepare_again(path)}") from error
     pixels = cv2.imdecode(content, flags) if content.size else None
     if pixels is None:
-        raise DamagedFile(f"{path}: empty or damaged; run data_preparation.py again")
+        raise DamagedFile(f"{path}: empty or damaged; run data_preparation.py again, with the same flags")
     return pixels
 
 

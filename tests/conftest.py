@@ -29,6 +29,14 @@ class Part:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder / name
+        is_segformer = name == "part6_segformer"
+        self.with_dropout, self.larger = ("mit_b0", "mit_b1") if is_segformer else ("efficientnet-b0", "resnet34")
+        self.learning_rate = 2e-3 if is_segformer else 3e-3
+        # Its logits have a quarter of the height and width, and it needs more steps. Of a flag that stands twice, the
+        # second counts.
+        self.small = (
+            [*SMALL, "--encoder", "mit_b0", "--image_size", "96", "--batch_size", "4"] if is_segformer else SMALL
+        )
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
 

@@ -1,7 +1,7 @@
-"""What parts 3 to 5 go through: training, checkpoints, resuming, processes, prediction, classes.
+"""What parts 3 to 6 all go through: training, checkpoints, resuming, processes, prediction, classes.
 
-They train with the same code on data that comes another way. test_lightning.py imports all of these tests, and those of
-the later parts what their lesson touches; each has a fixture `part`.
+They train with the same code, on data that comes another way or with another network. test_lightning.py imports all of
+these tests, and those of the later parts what their lesson touches; each has a fixture `part`.
 """
 
 import json
@@ -16,28 +16,28 @@ import pytest
 from PIL import Image
 from test_tensorflow import COLUMNS
 
-from conftest import SMALL, Part, wait_for_rows
+from conftest import Part, wait_for_rows
 
 
 @pytest.fixture(scope="module")
 def trained(part: Part, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of a few epochs with TensorBoard: its folder and what it printed."""
     work_dir = tmp_path_factory.mktemp("trained")
-    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--loss", "dice_bce"]
+    args = ["--data_root", data_root, "--work_dir", work_dir, *part.small, "--loss", "dice_bce"]
     args += [] if part.name == "part5_dali" else ["--cache", "memory"]
-    done = part.run("train.py", *args, "--learning_rate", 3e-3, "--epochs", 21, "--log", "tensorboard")
+    done = part.run("train.py", *args, "--learning_rate", part.learning_rate, "--epochs", 21, "--log", "tensorboard")
     return part.run_dir(work_dir), done.stdout
 
 
-def test_training_finds_nails_and_leaves_what_it_should(trained: tuple[Path, str]) -> None:
+def test_training_finds_nails_and_leaves_what_it_should(trained: tuple[Path, str], part: Part) -> None:
     run_dir, printed = trained
     metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")
     assert list(metrics)[:8] == COLUMNS
     assert metrics["epoch"].tolist() == list(range(1, 22))
-    assert metrics["val_iou"].max() > 0.3  # all foreground has 0.05
+    assert metrics["val_iou"].max() > (0.12 if part.name == "part6_segformer" else 0.3)  # all foreground has 0.05
     assert np.isfinite(metrics).all().all()
-    assert metrics["learning_rate"].iloc[-1] == pytest.approx(3e-5, rel=1e-3)  # a hundredth, reached at the last step
-    assert metrics["learning_rate"].iloc[9] > 1e-3  # it falls with the steps, not with the epochs
+    assert metrics["learning_rate"].iloc[-1] == pytest.approx(part.learning_rate / 100, rel=1e-3)  # at the last step
+    assert metrics["learning_rate"].iloc[9] > part.learning_rate / 3  # it falls with the steps, not with the epochs
     assert np.allclose(metrics["val_f1"], 2 * metrics["val_iou"] / (1 + metrics["val_iou"]))
     assert f"{metrics['val_iou'].max():.4f}" in printed
     assert "predict.py --weights" in printed
@@ -118,8 +118,8 @@ for other in others:
 def test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run(
     part: Part, data_root: Path, work_dir: Path
 ) -> None:
-    args = ["--data_root", data_root, *SMALL, "--epochs", 4, "--limit_batches", 6]
-    args += ["--encoder", "efficientnet-b0"]  # its random numbers have to go on as well
+    args = ["--data_root", data_root, *part.small, "--epochs", 4, "--limit_batches", 6]
+    args += ["--encoder", part.with_dropout]  # its random numbers have to go on as well
     args += ["--ema", 0.9, "--accumulate_grad_batches", 2]
     whole = part.run_dir(work_dir / "whole")
     part.run("train.py", *args, "--work_dir", work_dir / "whole")
@@ -141,8 +141,8 @@ def test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run(
             assert "--resume" in err and "Traceback" not in err
             refused = part.run("train.py", *args, "--work_dir", work_dir / how.name, code=2)  # nothing is overwritten
             assert "--resume" in refused.stderr
-            other = [*args, "--work_dir", work_dir / how.name, "--resume", "--encoder", "resnet34"]
-            assert "--encoder efficientnet-b0" in part.run("train.py", *other, code=2).stderr
+            other = [*args, "--work_dir", work_dir / how.name, "--resume", "--encoder", part.larger]
+            assert f"--encoder {part.with_dropout}" in part.run("train.py", *other, code=2).stderr
         part.run("train.py", *args, "--work_dir", work_dir / how.name, "--resume")
         metrics = [pd.read_csv(folder / "logs" / "metrics.csv")[COLUMNS[:6]] for folder in (whole, run_dir)]
         pd.testing.assert_frame_equal(*metrics, rtol=1e-6)
@@ -172,7 +172,7 @@ def test_two_processes_give_the_metrics_of_one(
 ) -> None:
     (part.folder / "evaluate.py").write_text(EVALUATE)
     weights = str(trained[0] / "weights" / "best.ckpt")
-    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--workers", 0, "--device"]
+    args = ["--data_root", data_root, "--work_dir", work_dir, *part.small, "--workers", 0, "--device"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "evaluate.py"]
     runs = [["evaluate.py", *args, "cpu"], ["evaluate.py", *args, "cpu", "cpu"], [*torchrun, *args, "cpu", "cpu"]]
     one, *two = [[float(word) for word in part.run(*run, WEIGHTS=weights).stdout.split()[-2:]] for run in runs]
@@ -182,8 +182,8 @@ def test_two_processes_give_the_metrics_of_one(
 
 
 def test_two_processes_train(part: Part, data_root: Path, work_dir: Path) -> None:
-    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--limit_batches", 2]
-    args += ["--encoder", "efficientnet-b0"]  # efficientnet also has layers that a U-Net does not use
+    args = ["--data_root", data_root, "--work_dir", work_dir, *part.small, "--epochs", 2, "--limit_batches", 2]
+    args += ["--encoder", part.with_dropout]  # efficientnet also has layers that a U-Net does not use
     done = part.run("train.py", *args, "--device", "cpu", "cpu")
     assert done.stdout.count("best ") == 1 and "cpu cpu" in done.stdout
     assert len(pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv")) == 2
@@ -198,7 +198,7 @@ def test_a_file_that_became_corrupt_is_named_and_the_run_goes_on(part: Part, dat
     last_batch = np.random.default_rng([42, 0]).permutation(len(train))[40]  # as the sampler shuffles the first epoch
     broken = data_root / train["images"][last_batch]
     content = broken.read_bytes()
-    args = ["--data_root", data_root, *SMALL, "--epochs", 1]
+    args = ["--data_root", data_root, *part.small, "--epochs", 1]
     broken.write_bytes(content[: len(content) // 2])
     try:
         done = part.run("train.py", *args, "--work_dir", work_dir / "broken", code=1)
@@ -222,7 +222,7 @@ def test_several_classes(part: Part, data_root: Path, work_dir: Path, tmp_path: 
             source.save(raw / folder / path.name)
     prepared = tmp_path / "prepared"
     part.run("data_preparation.py", "--data_root", prepared, "--raw", raw, "--classes", 3)
-    args = ["--data_root", prepared, *SMALL, "--loss", "cross_entropy", "--epochs", 2]
+    args = ["--data_root", prepared, *part.small, "--loss", "cross_entropy", "--epochs", 2]
     part.run("train.py", *args, "--classes", 3, "--work_dir", work_dir)
     run_dir = part.run_dir(work_dir)
     metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")

@@ -1,0 +1,137 @@
+"""What a run leaves to go on from, also when it is interrupted; and what it then says."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
+
+from callbacks import on_any_process
+from dataloader import DamagedFile
+from utils import resume_command, stop
+
+
+def epochs_done(last: Path) -> int:
+    """How many epochs were finished when this checkpoint was saved; 0 if there is none."""
+    if not last.exists():
+        return 0
+    # Lightning files what a data module saves under the name of its class.
+    return torch.load(last, map_location="cpu", weights_only=True)["NailDataModule"]["epoch"]
+
+
+def save_beside(trainer: pl.Trainer, last: Path) -> Path:
+    """Save all that is needed to go on, in a file to be renamed: a kill in between leaves the one before."""
+    beside = last.with_suffix(".tmp")
+    trainer.save_checkpoint(beside)
+    return beside
+
+
+class Checkpoints(Checkpoint):
+    """Saves after each epoch all that is needed to go on, and the weights of the best epoch.
+
+    Lightning's own ModelCheckpoint forgets its best score when the folder has been moved, and then overwrites
+    the best weights; here the rows of metrics.csv tell which epoch is the best. As a Checkpoint it comes
+    after all other callbacks.
+    """
+
+    def __init__(self, last: Path, rows: list[dict[str, float]]) -> None:
+        self.last, self.best = last, last.with_name("best.ckpt")
+        self.rows = rows
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        best_row = max(self.rows, key=lambda row: row["val_iou"])  # the first, if there are several
+        beside = save_beside(trainer, self.last)
+        if not trainer.is_global_zero:
+            return
+        if best_row is self.rows[-1]:
+            # From the file, because --ema puts its averages there in the place of the weights.
+            everything = torch.load(beside, map_location="cpu", weights_only=True)
+            names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
+            best_beside = self.best.with_suffix(".tmp")
+            torch.save({name: everything[name] for name in names}, best_beside)
+            best_beside.replace(self.best)
+        # Last of all: of a run that is killed before this, --resume repeats the epoch, and its best.ckpt as well.
+        beside.replace(self.last)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save what was learned since the epoch began, if the exception came between two steps (a damaged file).
+
+        One that comes within a step leaves weights that are half-way, and one in only one of several processes
+        leaves the others where they cannot save. Then the last epoch's checkpoint has to do.
+        """
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        within_epoch = trainer.training and 0 < batches.completed < trainer.num_training_batches
+        between_steps = batches.ready == batches.completed and batches.completed % trainer.accumulate_grad_batches == 0
+        if trainer.world_size == 1 and within_epoch and between_steps:
+            save_beside(trainer, self.last).replace(self.last)
+
+
+class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+    """A signal came, and what is needed to go on is saved."""
+
+
+class StopOnSignal(Callback):
+    """After Ctrl-C or SIGTERM, finishes the step, saves and raises Interrupted. A second Ctrl-C stops at once."""
+
+    def __init__(self, last: Path) -> None:
+        self.last = last
+        self.signals = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # not earlier: fit() begins with setting Lightning's own
+            signal.signal(number, self.take_note)
+
+    def take_note(self, number: int, frame: Any) -> None:
+        """Remember the signal; on_train_batch_end does what it asks for."""
+        self.signals += 1
+        if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
+            raise KeyboardInterrupt
+        if self.signals == 1 and rank_zero_only.rank == 0:
+            print("\nstopping after this step or the running validation; Ctrl-C again stops at once", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not on_any_process(trainer, self.signals > 0):
+            return
+        # After an epoch's last step comes its validation. And gradients that are still adding up are not saved.
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            beside = save_beside(trainer, self.last)
+            if trainer.is_global_zero:
+                beside.replace(self.last)
+            raise Interrupted
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if on_any_process(trainer, self.signals > 0):
+            raise Interrupted  # the epoch before is saved, by Checkpoints
+
+
+@contextlib.contextmanager
+def errors_in_words(last: Path) -> Iterator[None]:
+    """Leave with a message instead of a traceback when training is interrupted, or meets what is not its fault."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True", code=1)
+    except DamagedFile as error:
+        damaged = str(error).splitlines()[-1].removeprefix("dataloader.DamagedFile: ")  # below a worker's traceback
+        then = f". Then go on with\n    {resume_command()}" if last.exists() else ""
+        stop(damaged + then, code=1)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "by a signal, or for want of memory (fewer --workers need less)"
+        stop(f"a process that loads photographs was killed, {reason}. Go on with\n    {resume_command()}", code=1)
+    except (KeyboardInterrupt, Interrupted, SystemExit) as error:
+        # Lightning makes exit code 1 of a KeyboardInterrupt; other exits have said their reason.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if rank_zero_only.rank > 0:  # the first process speaks for all
+            raise SystemExit(0) from None
+        where = f"saved in {last}. Go on with" if last.exists() else "nothing is saved yet. Start again with"
+        stop(f"interrupted; {where}\n    {resume_command()}", code=130)

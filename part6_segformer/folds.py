@@ -1,0 +1,69 @@
+"""--fold all: train all folds in turn, and see how much the result depends on the split."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils import resume_command, stop
+
+
+def fold_or_all(text: str) -> str:
+    """Parse --fold: the number of a fold, or "all"."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a fold nor 'all'")
+    return text
+
+
+def train_all_folds(args: argparse.Namespace, run_dir: Path, folds: list[str]) -> None:
+    """Call this very command for each fold, and print the mean and the deviation over the folds.
+
+    Each fold is a process and a run of its own, in <run_dir>/fold<k>. With --resume, folds that are done
+    are left as they are. Leaves with the exit code of the first one that fails.
+    """
+    if "RANK" in os.environ:
+        stop("--fold all: every process of torchrun would train all folds; give --device 0 1 without torchrun")
+    rows = []
+    for fold in folds:
+        fold_dir = run_dir / f"fold{fold}"
+        if not (args.resume and is_finished(fold_dir, args)):
+            print(f"\n== fold {fold} of {', '.join(folds)}", flush=True)
+            begun = (fold_dir / "config.json").exists()
+            words = [word for word in sys.argv if word != "--resume" or begun]
+            code = wait_for(subprocess.Popen([sys.executable, *words, "--fold", fold]))  # the last --fold counts
+            if code:
+                stop(f"fold {fold} did not end. Go on with all of them:\n    {resume_command()}", code)
+        metrics = pd.read_csv(fold_dir / "logs" / "metrics.csv")
+        best = metrics.iloc[metrics["val_iou"].argmax()]
+        rows.append({"fold": fold, "best_epoch": int(best["epoch"]), "iou": best["val_iou"], "f1": best["val_f1"]})
+    table = pd.DataFrame(rows)
+    table.to_csv(run_dir / "folds.csv", index=False)
+    print(f"\n{table.to_string(index=False, float_format='%.4f')}\n")
+    for name in ["iou", "f1"]:
+        print(f"{name:4}  mean {table[name].mean():.4f}, standard deviation {table[name].std():.4f}")
+    print(f"\nThe deviation tells how much the split matters. The table is in {run_dir / 'folds.csv'}, too")
+
+
+def is_finished(fold_dir: Path, args: argparse.Namespace) -> bool:
+    """Whether a fold has trained all its epochs, or has stopped early."""
+    metrics_csv = fold_dir / "logs" / "metrics.csv"
+    if not (fold_dir / "training_curves.png").exists():  # the last thing that a run writes
+        return False
+    return args.early_stopping is not None or len(pd.read_csv(metrics_csv)) >= args.epochs
+
+
+def wait_for(process: subprocess.Popen) -> int:
+    """The exit code of a process that gets our signals and deals with them itself."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        if number == signal.SIGTERM:  # Ctrl-C reaches it without our help
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    return process.wait()

@@ -1,0 +1,200 @@
+"""Train SegFormer on nails with PyTorch Lightning: flags, data, model, trainer.
+
+Article:
+https://hphuongdhsp.github.io/ml-blog/pytorchlightning/semanticsegmentation/deeplearning/maskrcnn/huggingface/2022/08/08/segmentation-model-part7.html
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from huggingface_hub import constants
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.tuner import Tuner
+from pytorch_lightning.utilities import rank_zero_only
+
+from callbacks import MetricsLog, PredictionGrid, StopIfNotFinite, create_logger
+from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
+from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
+from folds import fold_or_all, train_all_folds
+from losses import LOSSES
+from model import ENCODERS, SegmentationModel, load_model, new_model
+from share import check_login, first_line, push_to_hub, save_for_transformers
+from utils import (
+    choose_devices,
+    choose_precision,
+    fraction,
+    open_run,
+    positive_number,
+    read_metrics,
+    report,
+    stop,
+    train_parser,
+    treat_sigterm_like_ctrl_c,
+    whole_number,
+)
+
+PART = "segformer"  # the name of its folder in work_dir
+# What --resume cannot change: the network, and what its learning rate and its batches follow from.
+FIXED = ["encoder", "classes", "loss", "image_size", "batch_size", "accumulate_grad_batches", "ema"]
+FIXED += ["learning_rate", "auto_lr_find", "gradient_clip", "limit_batches", "seed"]
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags that all parts share, and this part's own."""
+    parser = train_parser("Train SegFormer with PyTorch Lightning.", encoder="mit_b0")
+    add = parser.add_argument
+    add("--loss", choices=LOSSES, default="lovasz", metavar="LOSS", help=f"{', '.join(LOSSES)} (%(default)s)")
+    add("--classes", type=whole_number(), default=1, help="1: nail or not; else the number of labels in the masks (1)")
+    add("--fold", type=fold_or_all, metavar="K", help="validate on fold K, train on the others; 'all': in turn")
+    add("--cache", choices=["none", "memory"], default="none", help="keep decoded images there (%(default)s)")
+    add("--accumulate_grad_batches", type=whole_number(), default=1, metavar="N", help="batches a step (1)")
+    add("--gradient_clip", type=positive_number, metavar="NORM", help="longer gradients are shortened to this norm")
+    add("--ema", type=fraction, metavar="DECAY", help="validate and save moving averages of the weights (0.99, 0.999)")
+    add("--auto_lr_find", action="store_true", help="look for a learning rate first, in 100 steps")
+    add("--compile", action="store_true", help="translate the network with torch.compile: minutes once, then faster")
+    add("--push_to_hub", metavar="NAME", help="upload it at the end, as user/model, private if new")
+    add("--profiler", choices=["simple", "advanced", "pytorch"], help="where the time goes, written to logs/")
+    add("--num_nodes", type=whole_number(), default=1, metavar="N", help="machines (1)")
+    args = parser.parse_args()
+    is_on_hub = args.encoder.count("/") == 1 and args.encoder[0] not in "./~"
+    if args.encoder not in ENCODERS and not is_on_hub and not Path(args.encoder).is_dir():
+        names = ", ".join(ENCODERS)
+        parser.error(f"argument --encoder: {args.encoder!r} is none of {names}, nor of the hub, nor a folder")
+    is_known = args.encoder_weights in ("imagenet", "none") or Path(args.encoder_weights).is_dir()
+    if not is_known and not args.resume:  # a run that goes on needs no other weights than its own
+        parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a folder")
+    if args.push_to_hub:
+        if args.fold == "all":
+            parser.error("argument --push_to_hub: not with --fold all, whose folds would overwrite one another")
+        check_login(args.push_to_hub)
+    if args.compile and not shutil.which("g++"):
+        parser.error("argument --compile: torch.compile needs g++ (on Debian and Ubuntu: apt install g++)")
+    return args
+
+
+def create_model(args: argparse.Namespace, last: Path) -> SegmentationModel:
+    """The model of the flags; leaves with a message if it cannot be built or its weights cannot be had."""
+    names = ["encoder", "encoder_weights", "classes", "image_size", "loss", "learning_rate", "seed"]
+    settings = {name: getattr(args, name) for name in names}
+    try:
+        model = load_model(last).train() if last.exists() else new_model(**settings)
+    except Exception as error:  # transformers, safetensors and the hub have many
+        if last.exists():
+            stop(f"--resume: {first_line(error)}")
+        ways = (
+            ". Without network: --encoder_weights none starts mit_b0 to mit_b5 from scratch, --encoder_weights FOLDER "
+            "takes a folder, and HF_HOME=FOLDER the cache of a machine that has them"
+        )
+        cause = first_line(error) + (ways if constants.HF_HUB_OFFLINE and isinstance(error, OSError) else "")
+        stop(f"--encoder {args.encoder}, --encoder_weights {args.encoder_weights}: {cause}")
+    if args.compile:
+        model.network.compile()  # in place, so that checkpoints are the same with and without
+    return model
+
+
+def create_trainer(args: argparse.Namespace, run_dir: Path, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer of the flags. In Lightning 1, accelerator and devices were gpus=, and precision was amp_level=."""
+    on_gpu = args.device[0] != "cpu"
+    processes = len(args.device) * args.num_nodes
+    ddp = DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo")
+    profilers = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return pl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=[int(name.removeprefix("gpu:")) for name in args.device] if on_gpu else len(args.device),
+        num_nodes=args.num_nodes,
+        strategy=ddp if processes > 1 else "auto",
+        use_distributed_sampler=False,  # the data module deals the photographs, each to one process
+        precision=PRECISIONS[args.mixed_precision],
+        max_epochs=args.epochs,
+        accumulate_grad_batches=args.accumulate_grad_batches,
+        gradient_clip_val=args.gradient_clip,
+        profiler=profilers[args.profiler](run_dir / "logs", "profile") if args.profiler else None,
+        logger=create_logger(args, run_dir),
+        callbacks=callbacks,
+        enable_progress_bar=sys.stdout.isatty(),
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def find_learning_rate(trainer: pl.Trainer, model: SegmentationModel, data: NailDataModule) -> None:
+    """Raise the learning rate from step to step, and take that at which the loss falls fastest."""
+    found = Tuner(trainer).lr_find(model, datamodule=data)
+    if found is None or found.suggestion() is None:
+        stop("--auto_lr_find: no learning rate was found; give one with --learning_rate")
+    trainer.print(f"--auto_lr_find: the loss falls fastest at {found.suggestion():.2e}")
+
+
+def main() -> None:
+    """Read top to bottom, this is the lesson."""
+    args = parse_args()
+    treat_sigterm_like_ctrl_c()
+    # Lightning's hints for developers: that there is no GPU, that more workers might help.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+
+    # Devices.
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    args.device = choose_devices(args.device, gpus)
+    args.mixed_precision = choose_precision(args.mixed_precision, on_gpu=args.device[0] != "cpu")
+
+    # Data: only the paths so far.
+    train_paths = load_data_path(args.data_root, "train.csv")
+    valid_paths = load_data_path(args.data_root, "valid.csv")
+    if args.fold == "all":
+        return train_all_folds(args, args.work_dir / PART, find_folds(train_paths, valid_paths))
+    if args.fold:
+        train_paths, valid_paths = split_by_fold(train_paths, valid_paths, args.fold)
+    data = NailDataModule(args, train_paths, valid_paths)
+
+    # With several devices this script runs once for each, and the first one writes.
+    is_first = rank_zero_only.rank == 0
+    part = f"{PART}/fold{args.fold}" if args.fold else PART
+    run_dir = open_run(args, part, FIXED) if is_first else args.work_dir / part
+    last = run_dir / "weights" / "last.ckpt"
+    done = epochs_done(last) if args.resume else 0
+    if done >= args.epochs:
+        stop(f"--resume: all {done} epochs are done; a larger --epochs would add some")
+    rows = read_metrics(run_dir, done)
+
+    # Model.
+    pl.seed_everything(args.seed, verbose=False)
+    model = create_model(args, last)
+
+    with errors_in_words(last):
+        # Trainer.
+        callbacks = [
+            StopIfNotFinite(),
+            MetricsLog(run_dir, rows, args.early_stopping),
+            PredictionGrid(run_dir, *data.sample_batch(8)),
+            *([EMAWeightAveraging(decay=args.ema)] if args.ema else []),
+            *([RichProgressBar(leave=False)] if sys.stdout.isatty() else []),
+            StopOnSignal(last),
+            Checkpoints(last, rows),
+        ]
+        trainer = create_trainer(args, run_dir, callbacks)
+        if args.auto_lr_find and not last.exists():
+            find_learning_rate(trainer, model, data)
+        numbers = f"{len(train_paths)} photographs for training, {len(valid_paths)} for validation"
+        steps = f"{args.epochs - done} epochs of {data.steps} steps"
+        trainer.print(f"{numbers}; {' '.join(args.device)}, {args.mixed_precision}; {steps}")
+        trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if is_first:
+        of_fold = ["--fold", args.fold] if args.fold else []
+        folder = save_for_transformers(run_dir, rows, len(train_paths), args.push_to_hub)
+        report(run_dir, rows, [args.data_root, *of_fold])
+        if args.push_to_hub:
+            push_to_hub(folder, args.push_to_hub)
+
+
+if __name__ == "__main__":
+    main()
