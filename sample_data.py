@@ -6,6 +6,7 @@ import math
 import shlex
 import shutil
 import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -295,7 +296,10 @@ def main() -> None:
         parser.exit(2, f"error: cannot write into {root} ({error.strerror}): choose another --data_root\n")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"next: python part1_tensorflow/data_preparation.py --data_root {shlex.quote(str(root))}")
+    python = sys.executable.removeprefix(f"{Path.cwd()}/")
+    print(
+        f"next: {python} part1_tensorflow/data_preparation.py --data_root {shlex.quote(str(root))} (or another part's)"
+    )
 
 
 if __name__ == "__main__":

@@ -238,6 +238,21 @@ class SegmentationModel(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+def name_pretrained(encoder: str, encoder_weights: str) -> str | None:
+    """Where the weights of these flags are: a name on the hub, or a folder; None is from scratch."""
+    if encoder_weights == "none":
+        return None
+    if encoder_weights == "imagenet":
+        return encoder.replace("mit_b", "nvidia/mit-b") if encoder in ENCODERS else encoder
+    return encoder_weights
+
+
+def needs_hub(encoder: str, encoder_weights: str) -> bool:
+    """Whether these flags ask for weights or a configuration that are not in a folder here."""
+    wanted = [name_pretrained(encoder, encoder_weights), None if encoder in ENCODERS else encoder]
+    return any(name and not Path(name).is_dir() for name in wanted)
+
+
 def new_model(encoder: str, encoder_weights: str, classes: int, **settings: Any) -> SegmentationModel:
     """A model as the flags of these names ask for; `settings` are others of SegmentationModel.
 
@@ -245,22 +260,11 @@ def new_model(encoder: str, encoder_weights: str, classes: int, **settings: Any)
         OSError: weights or configuration cannot be fetched or read.
         ValueError: they are of something else.
     """
-    on_hub = encoder.replace("mit_b", "nvidia/mit-b") if encoder in ENCODERS else encoder
-    if encoder_weights == "none":
-        pretrained = None
-    elif encoder_weights == "imagenet":
-        pretrained = on_hub
-    else:
-        pretrained = encoder_weights
-    # What is to be read from the hub, if it is no folder: the weights, or the configuration.
-    wanted = [name for name in (pretrained, encoder) if name and name not in ENCODERS]
-    if not all(Path(name).is_dir() for name in wanted):
+    if needs_hub(encoder, encoder_weights):
         go_offline_without_network()
-    config = find_config(encoder, classes)
-    encoder_factor = ENCODER_FACTOR if pretrained else 1.0
-    return SegmentationModel(
-        encoder, classes, config=config, encoder_factor=encoder_factor, pretrained=pretrained, **settings
-    )
+    settings["pretrained"] = name_pretrained(encoder, encoder_weights)
+    settings["encoder_factor"] = ENCODER_FACTOR if settings["pretrained"] else 1.0
+    return SegmentationModel(encoder, classes, config=find_config(encoder, classes), **settings)
 
 
 def to_labels(logits: Tensor) -> Tensor:

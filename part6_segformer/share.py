@@ -76,8 +76,10 @@ def check_login(name: str) -> None:
         HfApi().whoami()
     except HFValidationError as error:
         stop(f"--push_to_hub {name}: {first_line(error)}")
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        stop(f"--push_to_hub {name}: the hub does not know you ({first_line(error)}). Log in first: hf auth login")
+    except LocalTokenNotFoundError:
+        stop(f"--push_to_hub {name}: you are not logged in; first hf auth login")
+    except HfHubHTTPError as error:
+        stop(f"--push_to_hub {name}: the hub does not know you ({first_line(error)}); first hf auth login")
     except Exception as error:  # of what the hub's client uses
         stop(f"--push_to_hub {name}: the hub cannot be reached ({first_line(error)})")
 
@@ -96,4 +98,4 @@ def push_to_hub(folder: Path, name: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, or is, in a few words."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -25,7 +25,7 @@ from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
 from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
 from folds import fold_or_all, train_all_folds
 from losses import LOSSES
-from model import ENCODERS, SegmentationModel, load_model, new_model
+from model import ENCODERS, SegmentationModel, load_model, needs_hub, new_model
 from share import check_login, first_line, push_to_hub, save_for_transformers
 from utils import (
     choose_devices,
@@ -69,8 +69,7 @@ def parse_args() -> argparse.Namespace:
     if args.encoder not in ENCODERS and not is_on_hub and not Path(args.encoder).is_dir():
         names = ", ".join(ENCODERS)
         parser.error(f"argument --encoder: {args.encoder!r} is none of {names}, nor of the hub, nor a folder")
-    is_known = args.encoder_weights in ("imagenet", "none") or Path(args.encoder_weights).is_dir()
-    if not is_known and not args.resume:  # a run that goes on needs no other weights than its own
+    if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_dir():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a folder")
     if args.push_to_hub:
         if args.fold == "all":
@@ -90,12 +89,13 @@ def create_model(args: argparse.Namespace, last: Path) -> SegmentationModel:
     except Exception as error:  # transformers, safetensors and the hub have many
         if last.exists():
             stop(f"--resume: {first_line(error)}")
-        ways = (
-            ". Without network: --encoder_weights none starts mit_b0 to mit_b5 from scratch, --encoder_weights FOLDER "
-            "takes a folder, and HF_HOME=FOLDER the cache of a machine that has them"
-        )
-        cause = first_line(error) + (ways if constants.HF_HUB_OFFLINE and isinstance(error, OSError) else "")
-        stop(f"--encoder {args.encoder}, --encoder_weights {args.encoder_weights}: {cause}")
+        wanted = f"--encoder {args.encoder}, --encoder_weights {args.encoder_weights}"
+        if constants.HF_HUB_OFFLINE and isinstance(error, OSError) and needs_hub(args.encoder, args.encoder_weights):
+            stop(
+                f"{wanted}: neither a folder here nor kept from the hub, which cannot be reached. Without network: "
+                "--encoder mit_b0 --encoder_weights none, --encoder_weights FOLDER, or HF_HOME=CACHE of another machine"
+            )
+        stop(f"{wanted}: {first_line(error)}")
     if args.compile:
         model.network.compile()  # in place, so that checkpoints are the same with and without
     return model
