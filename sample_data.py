@@ -297,9 +297,7 @@ def main() -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     python = sys.executable.removeprefix(f"{Path.cwd()}/")
-    print(
-        f"next: {python} part1_tensorflow/data_preparation.py --data_root {shlex.quote(str(root))} (or another part's)"
-    )
+    print(f"next, in part 1: {python} part1_tensorflow/data_preparation.py --data_root {shlex.quote(str(root))}")
 
 
 if __name__ == "__main__":

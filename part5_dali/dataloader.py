@@ -92,7 +92,7 @@ def read_pixels(path: str, flags: int) -> np.ndarray:
         raise DamagedFile(f"{path}: {error}; {prepare_again(path)}") from error
     pixels = cv2.imdecode(content, flags) if content.size else None
     if pixels is None:
-        raise DamagedFile(f"{path}: empty or damaged; run data_preparation.py again, with the same flags")
+        raise DamagedFile(f"{path}: empty or damaged; {prepare_again(path)}")
     return pixels
 
 

@@ -29,7 +29,7 @@ cv2.setNumThreads(1)  # there is a worker for each core; OpenCV's own threads wo
 
 EpochAndIndex = tuple[int, int]  # what the samplers draw: in which epoch, and which photograph
 
-AGAIN = "run data_preparation.py again, with the same flags"
+PREPARE_AGAIN = "run data_preparation.py again, with the same flags"
 
 
 class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
@@ -42,19 +42,18 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
     """
     file = data_root / "csv_file" / csv_file
-    again = f"run data_preparation.py --data_root {data_root} again, with the flags that you gave before"
     try:
         table = pd.read_csv(file, dtype=str, encoding="utf-8-sig", keep_default_na=False)
         paths = pd.concat([table["images"], table["masks"]])
     except FileNotFoundError:
         stop(f"{data_root} has no csv_file/{csv_file}; first run data_preparation.py --data_root {data_root}")
     except (KeyError, ValueError, OSError) as error:
-        stop(f"{file} is damaged ({error}); {again}")
+        stop(f"{file} is damaged ({error}); {PREPARE_AGAIN}")
     if table.empty:
-        stop(f"{file} names no photographs; {again}")
+        stop(f"{file} names no photographs; {PREPARE_AGAIN}")
     for path in paths:
         if path.startswith("/") or ".." in path.split("/"):
-            stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
+            stop(f"{file}: {path!r} leads outside of {data_root}; {PREPARE_AGAIN}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
 
 
@@ -80,10 +79,10 @@ def read_png(path: str, flags: int) -> np.ndarray:
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DamagedFile(f"{path}: {error.strerror}; {AGAIN}") from error
+        raise DamagedFile(f"{path}: {error.strerror}; {PREPARE_AGAIN}") from error
     pixels = cv2.imdecode(content, flags) if content.size else None
     if pixels is None:
-        raise DamagedFile(f"{path}: empty or damaged; {AGAIN}")
+        raise DamagedFile(f"{path}: empty or damaged; {PREPARE_AGAIN}")
     return pixels
 
 
@@ -119,7 +118,7 @@ class NailDataset(Dataset):
         image = read_png(self.image_paths[index], cv2.IMREAD_COLOR_RGB)
         mask = read_png(self.mask_paths[index], cv2.IMREAD_GRAYSCALE)
         if mask.shape != image.shape[:2]:
-            raise DamagedFile(f"{self.mask_paths[index]}: not as large as its photograph; {AGAIN}")
+            raise DamagedFile(f"{self.mask_paths[index]}: not as large as its photograph; {PREPARE_AGAIN}")
         highest = mask.max()
         if self.classes == 1 and highest in (0, 255):
             mask = mask // 255

@@ -29,14 +29,11 @@ class Part:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder / name
-        is_segformer = name == "part6_segformer"
-        self.with_dropout, self.larger = ("mit_b0", "mit_b1") if is_segformer else ("efficientnet-b0", "resnet34")
-        self.learning_rate = 2e-3 if is_segformer else 3e-3
-        # Its logits have a quarter of the height and width, and it needs more steps. Of a flag that stands twice, the
-        # second counts.
-        self.small = (
-            [*SMALL, "--encoder", "mit_b0", "--image_size", "96", "--batch_size", "4"] if is_segformer else SMALL
-        )
+        self.small, self.with_dropout, self.larger, self.learning_rate = SMALL, "efficientnet-b0", "resnet34", 3e-3
+        if name == "part6_segformer":
+            # Its logits have a quarter of the height and width. Of a flag that stands twice, the second one counts.
+            self.small = [*SMALL, "--encoder", "mit_b0", "--image_size", "96", "--batch_size", "4"]
+            self.with_dropout, self.larger, self.learning_rate = "mit_b0", "mit_b1", 2e-3
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
 
