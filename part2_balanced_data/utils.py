@@ -179,7 +179,7 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
         before = json.loads(config_file.read_text())
         for name in fixed:
             value = before.get(name)
-            if value != getattr(args, name):
+            if value != json.loads(json.dumps(getattr(args, name), default=str)):  # tuples come out of it as lists
                 words = " ".join(value) if isinstance(value, list) else value
                 way = f"without --{name}; leave it away" if value is None else f"with --{name} {words}; use the same"
                 stop(f"--resume: the run in {run_dir} was started {way}")
@@ -240,8 +240,9 @@ def plot_training_curves(metrics: pd.DataFrame, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, names in [(left, ["train_loss", "val_loss"]), (right, ["val_iou", "val_f1"])]:
-        for name in names:
+    precisions = [name for name in metrics if name.endswith("mAP")]  # part 7 has them, and no val_loss
+    for axes, names in [(left, ["train_loss", "val_loss"]), (right, ["val_iou", "val_f1", *precisions])]:
+        for name in [name for name in names if metrics[name].notna().any()]:
             axes.plot(metrics["epoch"], metrics[name], marker=".", label=name)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -268,7 +269,7 @@ def report(
     plot_training_curves(metrics, run_dir / "training_curves.png")
     predict = command("predict.py", "--weights", weights, "--images", *photographs)
     print(f"\nbest      IoU {best['val_iou']:.4f}, F1 {best['val_f1']:.4f} in validation: ", end="")
-    print(f"epoch {best['epoch']:.0f} of {len(metrics)}, by {monitor}")
+    print(f"epoch {best['epoch']:.0f} of {len(metrics)}, by {monitor}, {best[monitor]:.4f}")
     print(f"speed     {warm['images_per_second'].median():.1f} images/s, {warm['seconds'].median():.1f} s an epoch")
     print(f"weights   {weights}")
     print(f"curves    {run_dir / 'training_curves.png'}")

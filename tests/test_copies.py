@@ -17,10 +17,10 @@ PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
 # In all parts that have them these files are the same to the byte.
 SHARED = [
     "utils.py",
-    "data_preparation.py",
     "data_summary.py",
     "image_files.py",
     "pairs.py",
+    "prepared.py",
     "keras2.py",
     "strategy.py",
     "checkpoints.py",
@@ -32,6 +32,7 @@ SHARED = [
 # These are the same in the parts with these numbers, whose lesson is about something else.
 SHARED_AMONG = {
     "callbacks.py": "3456",
+    "data_preparation.py": "123456",
     "dataloader.py": "36",
     "model.py": "345",
     "predict.py": "3456",
@@ -39,6 +40,7 @@ SHARED_AMONG = {
 }
 # Installed under one name, imported under another.
 IMPORTED_AS = {
+    "mmcv-lite": "mmcv",
     "nvidia-dali-cuda130": "nvidia",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
@@ -126,6 +128,7 @@ def test_files_are_read_in_one_sitting(part: str) -> None:
         ("part3_lightning", "part4_kornia"),
         ("part3_lightning", "part5_dali"),
         ("part3_lightning", "part6_segformer"),
+        ("part3_lightning", "part7_mmdetection"),
     ],
 )
 def test_a_readme_tells_the_length_of_the_diff(earlier: str, later: str) -> None:

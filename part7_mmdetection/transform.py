@@ -1,0 +1,40 @@
+"""What happens to a photograph between its file and the network: MMDetection's pipelines.
+
+A pipeline is a list of steps, and each step a dict: its class by name (`type`), and what that is to be told. In the
+article, of MMDetection 2, `Normalize` and `Pad` were steps; in 3 the model's `data_preprocessor` does both, on the GPU.
+"""
+
+from typing import Any
+
+Step = dict[str, Any]
+
+# What `predict.py` and the metrics have to know of a photograph.
+META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+
+def train_transform(image_size: int) -> list[Step]:
+    """Read, resize to about `image_size`, flip, crop, change colours: boxes and masks go with the photograph."""
+    square = (image_size, image_size)
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+        {"type": "RandomResize", "scale": square, "ratio_range": (0.8, 1.2), "keep_ratio": True},
+        {
+            "type": "YOLOXHSVRandomAug"
+        },  # hue, saturation, brightness; before the flip, which leaves what OpenCV does not take
+        {"type": "RandomFlip", "prob": [0.25, 0.25, 0.25], "direction": ["horizontal", "vertical", "diagonal"]},
+        # Of a photograph that became larger, a part; and boxes are drawn anew around what is left of the masks.
+        {"type": "RandomCrop", "crop_size": square, "recompute_bbox": True, "allow_negative_crop": True},
+        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
+        {"type": "PackDetInputs", "meta_keys": META_KEYS},
+    ]
+
+
+def valid_transform(image_size: int, with_truth: bool = True) -> list[Step]:
+    """Nothing random: the photograph, its longer side `image_size` pixels.
+
+    The annotations are loaded after it is resized, so they keep the photograph's size, which predictions get again.
+    """
+    truth = [{"type": "LoadAnnotations", "with_bbox": True, "with_mask": True}] if with_truth else []
+    resize = {"type": "Resize", "scale": (image_size, image_size), "keep_ratio": True}
+    return [{"type": "LoadImageFromFile"}, resize, *truth, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
