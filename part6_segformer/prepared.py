@@ -12,6 +12,7 @@ from pairs import Pair, RawData
 from utils import stop
 
 PIECES = ["annotations", "csv_file", "train", "valid"]  # the folders that are replaced; the first is part 7's
+MADE_BY = "made by data_preparation.py"
 COLUMNS = ["images", "masks", "source", "fold", "width", "height", "foreground"]
 
 
@@ -25,6 +26,14 @@ def npy_of(file: Path | str) -> str:
     return str(file).removesuffix(".png") + ".npy"
 
 
+def is_ours(annotations: Path) -> bool:
+    """Whether part 7's data_preparation.py wrote this COCO file: it says so at its beginning."""
+    if not annotations.is_file():
+        return False
+    with annotations.open("rb") as file:
+        return MADE_BY.encode() in file.read(100)
+
+
 def foreign_files(root: Path) -> list[str]:
     """List the files in these folders that an earlier run of data_preparation.py did not write."""
     known = set()
@@ -35,7 +44,10 @@ def foreign_files(root: Path) -> list[str]:
             continue  # none, or not ours: then what it should name is not ours, either
         if list(table.columns) == COLUMNS:
             known |= {f"csv_file/{side}.csv", "csv_file/rejected.csv", *table["images"], *table["masks"]}
-            known |= {f"annotations/{side}.json", f"csv_file/{side}_info.csv"}
+            known |= {f"csv_file/{side}_info.csv"}
+            # There could be somebody's own COCO file instead.
+            if is_ours(root / "annotations" / f"{side}.json"):
+                known.add(f"annotations/{side}.json")
             known |= {f"csv_file/train{source}.csv" for source in table["source"]}
             known |= {f"csv_file/npy_{side}.csv", *table["images"].map(npy_of), *table["masks"].map(npy_of)}
     paths = [path for piece in PIECES for path in [root / piece, *(root / piece).rglob("*")]]

@@ -19,6 +19,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from prepared import MADE_BY
+
 CATEGORIES = [{"id": 1, "name": "nail"}]
 Mask = NDArray[np.uint8]
 Annotations = list[dict[str, Any]]
@@ -89,7 +91,12 @@ def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, i
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **describe_instance(instance)})
             unions.append(encode(np.any([np.zeros_like(mask), *instances], axis=0)))
             number_of_specks += specks
-        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        content = {
+            "info": {"description": MADE_BY},
+            "images": images,
+            "annotations": annotations,
+            "categories": CATEGORIES,
+        }
         file = root / "annotations" / f"{side}.json"
         file.write_text(json.dumps(content))
         check_annotations(file, unions)
@@ -112,7 +119,8 @@ def check_annotations(file: Path, unions: list[dict[str, Any]]) -> None:
     coco = read_coco(file)
     for image_id, union in enumerate(unions, start=1):
         instances = [coco.annToRLE(annotation) for annotation in coco.imgToAnns[image_id]]
-        if instances and coco_mask.merge(instances)["counts"] != union["counts"]:
+        is_same = coco_mask.merge(instances)["counts"] == union["counts"] if instances else not coco_mask.area(union)
+        if not is_same:
             raise OSError(f"{file} is not as it was written")
 
 

@@ -34,6 +34,7 @@ TAKE_OUT = (
     'torch.save({"state_dict": x["state_dict"]}, sys.argv[2])\' FILE.pth WEIGHTS.pth'
 )
 
+# Of backbones that freeze their first layers, and keep the averages of BatchNorm, because they were trained before.
 LEARN_ALL = {"frozen_stages": -1, "norm_eval": False}
 
 
@@ -66,7 +67,6 @@ def adapt_model(config: Config, classes: int, encoder: str, encoder_weights: str
             stop("--encoder_weights coco: this config has no coco_weights; start with imagenet, none or a file")
         config.load_from = str(fetch(get_config(config.coco_weights, pretrained=True).model_path, start))
     else:
-        read_checkpoint(Path(start), "--encoder_weights")
         config.load_from = start
 
 
@@ -122,8 +122,9 @@ def read_checkpoint(file: Path, flag: str) -> dict[str, Any]:
 
 
 def refuse_other_weights(model: nn.Module, file: Path) -> None:
-    """Leave with a message if a checkpoint is not of this encoder: MMEngine would take what fits, and be silent."""
+    """Leave with a message if a checkpoint has code in it, which MMEngine would execute, or is not of this encoder."""
     saved = read_checkpoint(file, "--encoder_weights")["state_dict"]
+    # MMEngine would take what fits, and be silent about the rest.
     own = {name.removeprefix("module."): weights.shape for name, weights in model.state_dict().items()}
     for name, shape in own.items():
         if name.startswith("backbone.") and (name not in saved or saved[name].shape != shape):

@@ -107,10 +107,9 @@ class Detector:
         Its pred_instances have `bboxes` (K, 4) as x1, y1, x2, y2, `scores` (K,), `labels` (K,) and `masks` (K, H, W).
         """
         sample = self.pipeline({"img": np.ascontiguousarray(photograph[..., ::-1]), "img_id": 0})
+        batch = {name: [sample[name]] for name in ["inputs", "data_samples"]}
         with torch.inference_mode():
-            return self.model.test_step({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]})[
-                0
-            ].cpu()
+            return self.model.test_step(batch)[0].cpu()
 
 
 def save_pictures(photograph: NDArray[np.uint8], masks: NDArray[np.bool_], output: Path) -> None:

@@ -179,7 +179,7 @@ def main() -> None:
     config = create_config(args, run_dir, rows, get_world_size())
     try:
         runner = Runner.from_cfg(config)
-        if config.load_from:
+        if config.load_from and not args.resume:
             refuse_other_weights(runner.model, Path(config.load_from))
         runner.train()
     except (KeyboardInterrupt, DamagedFile) as error:

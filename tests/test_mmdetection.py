@@ -92,6 +92,20 @@ def test_annotations_are_the_pixels(part: Part, tmp_path: Path) -> None:
     assert (tmp_path / "nails" / content["images"][0]["file_name"]).exists()
 
 
+def test_own_annotations_are_not_replaced(part: Part, data_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "nails"
+    shutil.copytree(data_root, root)
+    args = ["--data_root", root, "--valid_fraction", 0.3]
+    part.run("data_preparation.py", *args)  # those that it made itself may go
+    own = root / "annotations" / "train.json"
+    content = json.loads(own.read_text())
+    del content["info"]
+    own.write_text(json.dumps(content))
+    refused = part.run("data_preparation.py", *args, code=2)
+    assert "annotations/train.json" in refused.stderr
+    assert json.loads(own.read_text()) == content
+
+
 def test_masks_that_number_their_instances_are_taken_as_they_are(part: Part, tmp_path: Path) -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[5:15, 5:10], mask[5:15, 10:15] = 3, 7  # two that touch
@@ -406,6 +420,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, wor
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--learning_rate", 1e30]
     done = part.run("train.py", *args, code=1)
     assert "nan or infinite" in done.stderr and "--learning_rate" in done.stderr
+
+
+def test_early_stopping_looks_at_segm_map(part: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 9, "--limit_batches", 1]
+    done = part.run("train.py", *args, "--learning_rate", 1e-30, "--early_stopping", 2)
+    assert "no better segm mAP in 2 epochs" in done.stdout
+    assert len(pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv")) == 3  # the first was the best
 
 
 def test_without_network_the_ways_out_are_named(part: Part, data_root: Path, work_dir: Path) -> None:
