@@ -24,7 +24,7 @@ SIZE = $(if $(filter .venv-tf,$(VENV)),$(if $(LEFT_OUT:^$$=),0.8 GB to download 
 # Two busy OpenMP threads on two busy cores are slower than one, and no test may reach for the network.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-.PHONY: help demo test setup install mmcv data train lint format lock copies conda-update pip-tools check-part check-python
+.PHONY: help demo test setup install mmcv data train bench lint format lock copies conda-update pip-tools check-part check-python
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -118,7 +118,7 @@ mmcv: check-python $(UV)  ## part 7: compile the full mmcv, with all operators, 
 
 lock: $(UV)  ## compile all requirements.txt anew; ARGS=--upgrade takes the newest versions
 	@$(COMPILE) requirements.in -o requirements.txt $(ARGS)
-	@for dir in $(TF_PARTS) $(PT_PARTS) tests; do \
+	@for dir in $(TF_PARTS) $(PT_PARTS) tests benchmarks; do \
 	$(COMPILE) $$dir/requirements.in -c requirements.txt -o $$dir/requirements.txt || exit; done
 
 conda-update:  ## as in the articles: conda environments segmentation-tf and segmentation-pt
@@ -133,6 +133,12 @@ pip-tools: lock  ## as in the articles: lock, then install into the conda enviro
 	$(UV) pip install --python "$$CONDA_PREFIX/bin/python" $$(printf -- '-r %s/requirements.txt ' $$dirs)
 
 # --- what a developer wants --------------------------------------------------------------------
+
+bench:  ## measure anew what benchmarks/README.md tells: half an hour on 2 cores that do nothing else
+	@$(MAKE) -s setup
+	@$(UV) pip install --quiet --no-deps --python .venv-pt/bin/python -r benchmarks/requirements.txt
+	@for name in loaders steps choices processes training; do \
+	echo "== $$name" && $(TEST_ENV:OMP_NUM_THREADS=1=) .venv-pt/bin/python benchmarks/$$name.py || exit; done
 
 lint:  ## ruff and mypy
 	@$(MAKE) -s setup

@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from machine import describe_machine
+from results import describe_machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

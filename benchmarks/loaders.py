@@ -1,18 +1,19 @@
 """Images per second of each part's loader with its training augmentation, and how long a network waits for it.
 
-    .venv-pt/bin/python sample_data.py --data_root data/bench --images 320
-    .venv-pt/bin/python part5_dali/data_preparation.py --data_root data/bench --npy
-    .venv-pt/bin/python benchmarks/loaders.py --data_root data/bench
+    .venv-pt/bin/python benchmarks/loaders.py
 
 Each loader runs in a process of its own, in its part's environment: alone for some passes over the same photographs,
 once more for its memory, and then while a network trains. What is counted are augmented batches on the network's
 device: of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of
-normalised floats. The limit of the machine is as many processes as there are cores, which do nothing but decode,
-resize and augment as parts 1 to 3 do. Prints a table and writes loaders.json. Needs all environments (make setup).
+normalised floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize
+and augment what a part's loader does: there is one for parts 1 to 6, and one for part 7. Part 6 has part 3's loader.
+Needs all environments (make setup).
 """
 
 import argparse
+import contextlib
 import functools
+import itertools
 import json
 import logging
 import multiprocessing
@@ -23,28 +24,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from bare import parse_flags, tensorflow_loader
 
-from machine import describe_machine, multiplies_bf16, spread
+from results import CORES, ON_GPU, TF_PARTS, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
 
-ROOT = Path(__file__).parents[1]
-CORES = len(os.sched_getaffinity(0))
-ON_GPU = Path("/proc/driver/nvidia").exists()
-LOADERS = {  # what the table calls it: its part, its flags
-    "the limit: nothing else": ("part3_lightning", ["bare"]),
+CONFIG = ["--config", "part7_mmdetection/configs/nail_mask_rcnn_small.py"]
+LOADERS: dict[str, tuple[str, list[str]]] = {  # what the table calls it: its part, its flags
+    "limit of parts 1 to 6": ("part3_lightning", ["bare"]),
     "part 1, tf.data": ("part1_tensorflow", []),
-    "part 3, DataLoader and albumentations": ("part3_lightning", []),
+    "part 1, `--cache memory`": ("part1_tensorflow", ["--cache", "memory"]),
+    "part 2, tf.data, balanced": ("part2_balanced_data", []),
+    "parts 3 and 6, DataLoader": ("part3_lightning", []),
+    "parts 3 and 6, `--cache memory`": ("part3_lightning", ["--cache", "memory"]),
     "part 4, Kornia, `--augment_on cpu`": ("part4_kornia", ["--augment_on", "cpu"]),
     "part 4, Kornia, `--augment_on device`": ("part4_kornia", []),
     "part 5, DALI, png": ("part5_dali", []),
     "part 5, DALI, npy": ("part5_dali", ["--data_format", "npy"]),
+    "limit of part 7": ("part7_mmdetection", ["bare", *CONFIG]),
+    "part 7, MMDetection": ("part7_mmdetection", CONFIG),
 }
-IMAGE_SIZE, BATCH_SIZE, REPEATS, WARM_UP, STEPS = 384, 16, 5, 2, 8
+IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS, WARM_UP, STEPS = 400, 384, 16, 3, 1, 4
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 
 Batches = Iterator[Any]
@@ -63,8 +66,9 @@ def memory_now() -> float:
     """MB of this process and its children; what several share is counted once."""
     total = 0
     for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 
@@ -84,54 +88,48 @@ def peak_memory(one_pass: Callable[[], object]) -> float:
     return max(found)
 
 
-def bare_pass(dataset: Any, used: int) -> None:
-    """Load and augment `used` photographs in as many processes as there are cores, and drop them."""
+def bare_pass(load: Callable[[int], object], used: int) -> float:
+    """Load and augment `used` photographs in as many processes as there are cores, drop them: images per second."""
 
     def work(first: int) -> None:
         for index in range(first, used, CORES):
-            dataset[0, index]
+            load(index)
 
+    began = time.perf_counter()
     processes = [multiprocessing.Process(target=work, args=(first,)) for first in range(CORES)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+    return used / (time.perf_counter() - began)
 
 
-def tensorflow_loader(flags: list[str]) -> tuple[Callable[[], Batches], int, Callable[[], Callable]]:
-    """Part 1: a function that begins an epoch, its steps, and one that makes a training step."""
+def measure_tensorflow(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
+    """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
     import train
 
     from keras2 import tf
 
-    args = parse(train, flags)
     if ON_GPU or multiplies_bf16():
         tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    paths = train.load_data_path(args.data_root, "train.csv")
-    steps = len(paths) // BATCH_SIZE
-    loader = train.create_loader(args, None, paths, tf.distribute.InputContext(), steps, range(1000))
-    batches = iter(loader)  # it goes through all epochs without a pause
+    batches = iter(tensorflow_loader(args, steps, range(1000)))  # it goes through all epochs without a pause
 
     def make_step() -> Callable:
         model = train.create_network(args)
         model.compile(train.create_optimizer("adamw", 1e-3), train.create_loss())
-        return lambda batch: model.train_on_batch(*batch)
+        return lambda batch: model.train_on_batch(*batch[:2])
 
-    return lambda: batches, steps, make_step
+    return lambda: batches, make_step
 
 
-def torch_loader(flags: list[str]) -> tuple[Callable[[], Batches], int, Callable[[], Callable]]:
-    """Parts 3 to 5: a function that begins an epoch, its steps, and one that makes a training step."""
+def measure_torch(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
+    """Parts 3 to 5: a function that begins an epoch, and one that makes a training step."""
     import torch
     import train
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    args = parse(train, flags)
-    form = [args.data_format] if "data_format" in args else []
-    paths = train.load_data_path(args.data_root, "train.csv", *form)
-    data = train.NailDataModule(args, paths, paths)
-    data.trainer = train.create_trainer(args, args.work_dir, [])
-    data.trainer.training = True
+    data = create_data(args)
+    if args.cache == "memory":
+        data.train_dataset.cache(args.workers)
     loader, device = data.train_dataloader(), data.trainer.strategy.root_device
     is_part4 = args.part == "part4_kornia"
 
@@ -144,7 +142,7 @@ def torch_loader(flags: list[str]) -> tuple[Callable[[], Batches], int, Callable
 
     def make_step() -> Callable:
         model = train.create_model(args).to(device)
-        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step(batch: Any) -> None:
             images, masks = batch if is_part4 else data.on_after_batch_transfer(batch, 0)
@@ -158,48 +156,93 @@ def torch_loader(flags: list[str]) -> tuple[Callable[[], Batches], int, Callable
 
         return step
 
-    return epoch, data.steps, make_step
+    return epoch, make_step
 
 
-def parse(train: Any, flags: list[str]) -> argparse.Namespace:
-    """The flags of a part's train.py."""
-    sys.argv[1:] = flags
-    args = train.parse_args()
-    args.device, args.mixed_precision = ["gpu:0" if ON_GPU else "cpu"], "fp32"
-    args.part = Path(train.__file__).parent.name
-    return args
+def create_data(args: argparse.Namespace) -> Any:
+    """The data module of parts 3 to 5."""
+    import train
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    form = [args.data_format] if "data_format" in args else []
+    paths = train.load_data_path(args.data_root, "train.csv", *form)
+    data = train.NailDataModule(args, paths, paths)
+    data.trainer = train.create_trainer(args, Path(), [])
+    data.trainer.training = True
+    return data
+
+
+def measure_mmdet(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
+    """Part 7: a function that begins an epoch, and one that makes a training step."""
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.runner import Runner
+
+    config = create_mmdet_config(args)
+    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+
+    def make_step() -> Callable:
+        model = MODELS.build(config.model).to("cuda" if ON_GPU else "cpu").train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step(batch: Any) -> None:
+            loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return lambda: iter(loader), make_step
+
+
+def create_mmdet_config(args: argparse.Namespace) -> Any:
+    """The config of part 7."""
+    import train
+    from mmdet.utils import register_all_modules
+
+    import ops  # noqa: F401
+
+    register_all_modules()
+    return train.create_config(args, Path(), [], processes=1)
 
 
 def measure(part: str, flags: list[str]) -> dict[str, Any]:
     """All figures of one loader."""
-    sys.path.insert(0, str(ROOT / part))
-    if flags[0] == "bare":
-        import train
+    is_bare = flags[0] == "bare"
+    args = parse_flags(part, flags[is_bare:])
+    steps = IMAGES * 4 // 5 // BATCH_SIZE
+    if is_bare:
+        if part == "part7_mmdetection":
+            from mmdet.registry import DATASETS
 
-        args = parse(train, flags[1:])
-        paths = train.load_data_path(args.data_root, "train.csv")
-        steps = len(paths) // BATCH_SIZE
-        dataset = train.NailDataModule(args, paths, paths).train_dataset
-        one_pass = functools.partial(bare_pass, dataset, steps * BATCH_SIZE)
+            dataset = DATASETS.build(create_mmdet_config(args).train_dataloader.dataset)
+            one_pass: Callable[[], float] = functools.partial(bare_pass, dataset.__getitem__, steps * BATCH_SIZE)
+        else:
+            dataset = create_data(args).train_dataset
+            one_pass = functools.partial(bare_pass, lambda index: dataset[0, index], steps * BATCH_SIZE)
     else:
-        begin, steps, make_step = (tensorflow_loader if part == "part1_tensorflow" else torch_loader)(flags)
+        prepare = measure_tensorflow if part in TF_PARTS else measure_torch
+        begin, make_step = (measure_mmdet if part == "part7_mmdetection" else prepare)(args, steps)
 
-        def one_pass() -> None:
-            batches = begin()
-            for _ in range(steps):
-                next(batches)
+        def one_pass() -> float:
+            """Images per second, from when each worker has delivered a batch."""
+            batches = itertools.islice(begin(), steps)
+            for _ in itertools.islice(batches, CORES):
+                began = time.perf_counter()
+            rest = sum(1 for _ in batches)
+            return rest * BATCH_SIZE / (time.perf_counter() - began)
 
     images = steps * BATCH_SIZE
     one_pass()  # warm-up
     speed, cpu = [], []
     for _ in range(REPEATS):
-        began, cpu_began = time.perf_counter(), cpu_seconds() + workers_cpu()
-        one_pass()
-        speed.append(images / (time.perf_counter() - began))
+        cpu_began = cpu_seconds() + workers_cpu()
+        speed.append(one_pass())
         cpu.append((cpu_seconds() + workers_cpu() - cpu_began) / images)
     figures: dict[str, Any] = {"images": images, "speed": speed, "cpu": cpu, "memory": peak_memory(one_pass)}
-    if flags[0] != "bare":
-        figures |= waiting(begin, steps, make_step())
+    if not is_bare:
+        figures |= waiting(begin, make_step())
     return figures
 
 
@@ -212,9 +255,8 @@ def workers_cpu() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def waiting(begin: Callable[[], Batches], steps: int, step: Callable) -> dict[str, Any]:
+def waiting(begin: Callable[[], Batches], step: Callable) -> dict[str, Any]:
     """Train with the loader: images per second, and the share of the time that is spent waiting for it."""
-    assert steps >= WARM_UP + STEPS, "too few photographs"
     batches = begin()
     waited, total = [], []
     for number in range(WARM_UP + STEPS):
@@ -231,23 +273,13 @@ def waiting(begin: Callable[[], Batches], steps: int, step: Callable) -> dict[st
 # --- all loaders -----------------------------------------------------------------------------
 
 
-def run(part: str, flags: list[str], data_root: Path) -> dict[str, Any]:
+def run(part: str, flags: list[str]) -> dict[str, Any]:
     """Measure one loader in a process of its own."""
-    python = ROOT / (".venv-tf" if part == "part1_tensorflow" else ".venv-pt") / "bin" / "python"
-    common = ["--data_root", data_root, "--workers", CORES, *FLAGS]
-    words = [python, __file__, "--one", part, *flags, *common]
+    prepare = [part] if part == "part7_mmdetection" else ["part5_dali", "--npy"]
+    data_root = draw_data(*prepare, images=IMAGES)
+    words = [python_of(part), __file__, "--one", part, *flags, "--data_root", data_root, "--workers", CORES, *FLAGS]
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def row(name: str, figures: dict[str, Any], limit: float) -> str:
-    """A line of the table."""
-    speed = np.array(figures["speed"])
-    cells = [name, spread(speed, ".0f"), f"{np.median(speed) / limit:.2f}"]
-    cells += [f"{1000 * np.median(figures['cpu']):.1f}", f"{figures['memory']:.0f}"]
-    if "waiting" in figures:
-        cells += [f"{np.median(figures['training_speed']):.1f}", f"{100 * figures['waiting']:.1f} %"]
-    return "| " + " | ".join([*cells, "", ""][:7]) + " |"
 
 
 def main() -> None:
@@ -256,24 +288,25 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[2], sys.argv[3:])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, required=True)
-    data_root = parser.parse_args().data_root
-    sizes = pd.read_csv(data_root / "csv_file" / "train.csv")[["width", "height"]].median().astype(int).tolist()
-    about = {
-        "date": str(date.today()),
-        "machine": describe_machine("torch"),
-        "regime": f"{IMAGE_SIZE} pixels from about {sizes[0]} x {sizes[1]}, batch {BATCH_SIZE}, {CORES} workers",
-        "rows": {},
-    }
-    print("| loader | alone, images/s | of the limit | CPU ms an image | MB | training, images/s | waiting |")
-    print("|---|---|---|---|---|---|---|")
+    parser.parse_args()
+    rows, bars, all_figures = [], {}, {}
     limit = 0.0
     for name, (part, flags) in LOADERS.items():
-        figures = run(part, flags, data_root)
-        about["rows"][name] = figures
-        limit = limit or float(np.median(figures["speed"]))
-        print(row(name, figures, limit), flush=True)
-    (Path(__file__).parent / "loaders.json").write_text(json.dumps(about, indent=2) + "\n")
+        figures = run(part, flags)
+        speed = np.array(figures["speed"])
+        if flags[:1] == ["bare"]:
+            limit = float(np.median(speed))
+        cells = [name, spread(speed, ".0f"), f"{np.median(speed) / limit:.2f}"]
+        cells += [f"{1000 * np.median(figures['cpu']):.1f}", f"{figures['memory']:.0f}"]
+        if "waiting" in figures:
+            cells += [f"{np.median(figures['training_speed']):.1f}", f"{100 * figures['waiting']:.1f} %"]
+        rows.append([*cells, "", ""][:7])
+        bars[name], all_figures[name] = speed, figures
+        print(" | ".join(rows[-1]), flush=True)
+    columns = ["loader", "alone, images/s", "of the limit", "CPU ms an image", "MB", "training, images/s", "waiting"]
+    regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "
+    regime += "bfloat16 (part 7: float32)." if ON_GPU or multiplies_bf16() else "float32."
+    save("loaders", describe_machine("torch"), regime, columns, rows, bars, "images/s", all_figures)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "part6_segformer"))
 
 from losses import create_loss
-from machine import describe_machine, multiplies_bf16, spread
 from model import ENCODERS, create_network, find_config
+from results import describe_machine, multiplies_bf16, spread
 
 IMAGE_SIZE, BATCH_SIZE, WARM_UP, REPEATS = 256, 2, 1, 5
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT / "part1_tensorflow"))
 
 from dataloader import augment, load_data_path, load_from_files, tf_dataset
 from keras2 import tf
-from machine import describe_machine, spread
 from model import create_loss, create_model
+from results import describe_machine, spread
 
 ENCODER, IMAGE_SIZE, BATCH_SIZE, STEPS, REPEATS, WORKERS = "mobilenetv2", 32, 32, 6, 7, 2
 Batch = tuple[np.ndarray, np.ndarray]

@@ -150,7 +150,9 @@ class SegmentationModel(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, whose learning rate falls along a cosine to a hundredth over the steps of the whole run."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.hparams["learning_rate"])
+        # fused: all weights in one go. Lightning cannot shorten gradients for it in mixed precision.
+        fused = self.trainer.gradient_clip_val is None
+        optimizer = torch.optim.AdamW(self.parameters(), self.hparams["learning_rate"], fused=fused)
         steps = self.trainer.estimated_stepping_batches  # of the optimizer, in all epochs together
 
         def factor(step: int) -> float:

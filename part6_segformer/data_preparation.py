@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_summary import listing, print_found, print_summary
-from image_files import BadFile, read_image, read_mask
+from image_files import BadFile, Picture, read_image, read_mask
 from pairs import Pair, collect_pairs, find_layout, read_groups, reject_clashes, split, use_groups
 from prepared import move_to_sides, npy_of, printable, refuse_overlap, swap, write_csv_files
 from utils import command, folder, fraction, stop, treat_sigterm_like_ctrl_c, whole_number
@@ -43,6 +44,12 @@ def parse_flags() -> argparse.Namespace:
     add("--valid_fraction", type=fraction, help="share of each source that is for validation (0.2)")
     add("--folds", type=whole_number(2), metavar="K", help="write a fold for each pair; fold 0 is for validation")
     add("--classes", type=whole_number(), default=1, metavar="N", help="keep the labels 0 to N-1 of masks (1)")
+    add(
+        "--max_size",
+        type=whole_number(32),
+        metavar="PIXELS",
+        help="shrink larger photographs: their longer side (never)",
+    )
     add("--npy", action="store_true", help="write arrays as well, .npy beside .png, and csv_file/npy_*.csv (part 5)")
     add("--seed", type=whole_number(0), default=42, help="of the split (%(default)s)")
     add("--strict", action="store_true", help="write nothing if any file has to be rejected")
@@ -70,7 +77,7 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int, npy: bool) -> Pair:
+def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int, max_size: int | None, npy: bool) -> Pair:
     """Read, check, repair and write one pair. Returns it with what was found out.
 
     Args:
@@ -78,6 +85,7 @@ def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int, npy: bool) -> P
         raw: neither file may lie outside, which a link can.
         new: the folder to write to.
         classes: if more than 1, the labels of the mask are kept.
+        max_size: of the longer side, in pixels; None leaves all as large as they are.
         npy: write them as arrays as well.
 
     Raises:
@@ -93,6 +101,9 @@ def prepare_pair(pair: Pair, raw: Path, new: Path, classes: int, npy: bool) -> P
     except BadFile as error:
         pair.rejected = (file, str(error))
         return pair
+    if max_size and max(mask.pixels.shape) > max_size:
+        image, mask = shrink(image, max_size, cv2.INTER_AREA), shrink(mask, max_size, cv2.INTER_NEAREST)
+        image.repairs.append("pair shrunk to --max_size")
     write_png(new / pair.target("images"), image.pixels[..., ::-1])  # OpenCV writes BGR
     write_png(new / pair.target("masks"), mask.pixels)
     if npy:
@@ -113,6 +124,14 @@ def refuse_path(path: Path, raw: Path) -> None:
         raise BadFile("name that is not UTF-8: rename the file")
 
 
+def shrink(picture: Picture, max_size: int, interpolation: int) -> Picture:
+    """Give the longer side of a photograph or a mask `max_size` pixels."""
+    height, width = picture.pixels.shape[:2]
+    share = max_size / max(height, width)
+    size = max(round(width * share), 1), max(round(height * share), 1)
+    return picture._replace(pixels=cv2.resize(picture.pixels, size, interpolation=interpolation).astype(np.uint8))
+
+
 def write_png(file: Path, pixels: NDArray[np.uint8]) -> None:
     """Write a PNG with little compression: it is written once and read a thousand times."""
     level = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -122,11 +141,11 @@ def write_png(file: Path, pixels: NDArray[np.uint8]) -> None:
     file.write_bytes(encoded.tobytes())  # cv2.imwrite does not raise when the disk is full
 
 
-def prepare_pairs(pairs: list[Pair], raw: Path, new: Path, classes: int, npy: bool) -> list[Pair]:
-    """Prepare all pairs on all cores, with a progress bar if there is a terminal."""
+def prepare_pairs(pairs: list[Pair], **settings: Any) -> list[Pair]:
+    """Prepare all pairs on all cores, with a progress bar if there is a terminal; `settings` are of `prepare_pair`."""
     with ProcessPoolExecutor(initializer=start_worker) as workers:
         try:
-            results = workers.map(partial(prepare_pair, raw=raw, new=new, classes=classes, npy=npy), pairs, chunksize=4)
+            results = workers.map(partial(prepare_pair, **settings), pairs, chunksize=4)
             return list(tqdm(results, total=len(pairs), unit=" pairs", disable=None))
         except BaseException:  # also Ctrl-C: finish what is begun, begin nothing more
             workers.shutdown(cancel_futures=True)
@@ -153,7 +172,7 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
     print_found(raw, data)
 
     new.mkdir(parents=True)
-    done = prepare_pairs(data.pairs, raw, new, args.classes, args.npy)
+    done = prepare_pairs(data.pairs, raw=raw, new=new, classes=args.classes, max_size=args.max_size, npy=args.npy)
     data.rejected |= dict(pair.rejected for pair in done if pair.rejected)
     rejected = {printable(path.relative_to(raw)): reason for path, reason in data.rejected.items()}
     pairs = [pair for pair in done if not pair.rejected]

@@ -227,7 +227,8 @@ class SegmentationModel(pl.LightningModule):
             "params": self.network.model.segformer.parameters(),
             "lr": learning_rate * self.hparams["encoder_factor"],
         }
-        optimizer = torch.optim.AdamW([head, encoder])
+        # fused: all weights in one go. Lightning cannot shorten gradients for it in mixed precision.
+        optimizer = torch.optim.AdamW([head, encoder], fused=self.trainer.gradient_clip_val is None)
         steps = self.trainer.estimated_stepping_batches  # of the optimizer, in all epochs together
 
         def factor(step: int) -> float:

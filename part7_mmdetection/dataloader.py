@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
@@ -33,14 +34,14 @@ class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
 class NailDataset(CocoDataset):
     """MMDetection's dataset, whose augmentation follows from seed, epoch and photograph.
 
-    Neither the number of workers nor --resume then changes a batch. For the workers to hear of the epoch they have to
-    start anew in each (`persistent_workers=False`); without this class they would draw the same numbers each time.
+    Neither the number of workers nor --resume then changes a batch. Without this class, workers that start anew in each
+    epoch would draw the same numbers each time.
     """
-
-    epoch = 0  # SeedSteps in hooks.py counts it
 
     def __init__(self, *args: Any, seed: int = 0, **kwargs: Any) -> None:
         self.seed = seed
+        # SeedSteps in hooks.py counts it, in memory that the workers share: they live through all epochs.
+        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Any:
@@ -49,7 +50,7 @@ class NailDataset(CocoDataset):
 
     def prepare_data(self, idx: int) -> Any:
         """The photograph of this number and its annotations, after the pipeline."""
-        numbers = np.random.SeedSequence([self.seed, self.epoch, idx]).generate_state(4)
+        numbers = np.random.SeedSequence([self.seed, int(self.epoch), idx]).generate_state(4)
         np.random.seed(numbers)
         random.seed(int(numbers[0]))
         try:
@@ -169,10 +170,11 @@ def data_config(args: argparse.Namespace, processes: int) -> tuple[dict[str, Any
             "pipeline": pipeline,
             "test_mode": side == "valid",
         }
+        workers = args.workers // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         return {
             "batch_size": args.batch_size // processes,
-            "num_workers": args.workers // int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
-            "persistent_workers": False,  # see NailDataset
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
             "sampler": {"type": "DefaultSampler", "shuffle": side == "train"},
             "dataset": dataset,
             **settings,

@@ -29,7 +29,7 @@ class SeedSteps(Hook):
         self.seed = seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        runner.train_dataloader.dataset.epoch = runner.epoch
+        runner.train_dataloader.dataset.epoch.fill_(runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         place = [self.seed, runner.rank, runner.epoch, batch_idx]  # Mask R-CNN draws the boxes that it learns from

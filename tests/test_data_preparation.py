@@ -216,6 +216,23 @@ def test_masks_come_out_as_0_and_255_and_fit_their_photographs(messy: Messy) -> 
         assert (row["source"], row["fold"]) == ("0", "")
 
 
+def test_max_size_shrinks_what_is_larger(prepare: Callable[..., subprocess.CompletedProcess], tmp_path: Path) -> None:
+    for stem, height, width in [("wide", 200, 301), ("tall", 120, 40), ("small", 40, 60)]:
+        mask = np.zeros((height, width), np.uint8)
+        mask[: height // 2, : width // 4] = 255
+        save(tmp_path / "images" / f"{stem}.png", photograph(1, height, width))
+        save(tmp_path / "masks" / f"{stem}.png", mask)
+    done = prepare("--data_root", tmp_path, "--max_size", 100)
+    assert "2 pair shrunk to --max_size" in " ".join(done.stdout.split())
+    for row in pd.concat([read_csv(tmp_path, "train"), read_csv(tmp_path, "valid")]).itertuples():
+        height, width = {"wide": (66, 100), "tall": (100, 33), "small": (40, 60)}[Path(row.images).stem]
+        image, mask = (np.asarray(Image.open(tmp_path / path)) for path in (row.images, row.masks))
+        assert image.shape[:2] == mask.shape == (height, width) == (int(row.height), int(row.width))
+        assert set(np.unique(mask)) == {0, 255}
+        assert mask[: height // 2 - 1, : width // 4 - 1].all() and not mask[height // 2 + 1 :].any()
+        np.testing.assert_allclose(image.astype(int), photograph(1, height, width), atol=25)
+
+
 def test_each_bad_file_is_rejected_with_its_reason(messy: Messy) -> None:
     table = read_csv(messy.root, "rejected")
     assert list(table.columns) == ["file", "reason"]

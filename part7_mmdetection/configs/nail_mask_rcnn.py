@@ -22,6 +22,6 @@ model = dict(
 optim_wrapper = dict(
     _delete_=True,  # instead of merging: SGD's momentum means nothing to AdamW
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.01, fused=True),  # fused: all weights in one go
     clip_grad=dict(max_norm=10),
 )

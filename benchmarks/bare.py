@@ -1,0 +1,141 @@
+"""The barest training loop that is right, for the network of each part, on batches that lie in memory.
+
+What steps.py compares train.py with, and what choices.py changes one thing at a time of.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from results import ON_GPU, ROOT, TF_PARTS
+
+IN_MEMORY = 4  # batches, which are used in turn
+Step = Callable[[], object]
+
+
+def parse_flags(part: str, flags: list[Any]) -> argparse.Namespace:
+    """What train.py of a part makes of its flags. From now on, `import train` means this part."""
+    sys.path.insert(0, str(ROOT / part))
+    sys.argv[1:] = [str(flag) for flag in flags]
+    import train
+
+    args = train.parse_args()
+    args.part = part
+    args.device = ["gpu:0" if ON_GPU else "cpu"]
+    args.mixed_precision = {"False": "fp32", None: "fp32"}.get(args.mixed_precision, args.mixed_precision)
+    return args
+
+
+def create_step(part: str, args: argparse.Namespace, choice: str = "as it is") -> Step:
+    """A function that trains on the next batch.
+
+    Args:
+        part: the one whose flags have been parsed.
+        choice: one of those of the part in choices.py.
+    """
+    if part in TF_PARTS:
+        return tensorflow_step(args, choice)
+    return mmdet_step(args, choice) if part == "part7_mmdetection" else torch_step(args, choice)
+
+
+def tensorflow_step(args: argparse.Namespace, choice: str) -> Step:
+    """Parts 1 and 2: train_on_batch."""
+    import train
+
+    from keras2 import tf
+
+    half = "bf16" in (choice, args.mixed_precision)
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if half else "float32")
+    batches = itertools.cycle([batch[:2] for batch in tensorflow_loader(args, IN_MEMORY, range(1))])
+    model = train.create_network(args)
+    model.compile(train.create_optimizer(args.optimizer, args.learning_rate), train.create_loss())
+    return lambda: model.train_on_batch(*next(batches))
+
+
+def tensorflow_loader(args: argparse.Namespace, steps: int, epochs: range) -> Any:
+    """The loader of train.py of parts 1 and 2."""
+    import train
+
+    from keras2 import tf
+
+    context = tf.distribute.InputContext()
+    if args.part == "part1_tensorflow":
+        paths = train.load_data_path(args.data_root, "train.csv")
+        return train.create_loader(args, None, paths, context, steps, epochs)
+    paths = train.load_source_paths(args.data_root)
+    plan = train.plan_balance(args.balance, args.strong_augmentation, paths["source"].value_counts().to_dict())
+    paths = paths.assign(number=paths["source"].map(list(plan.index).index))
+    return train.create_loader(args, None, paths, context, steps, epochs, plan).take(steps * len(epochs))
+
+
+def torch_step(args: argparse.Namespace, choice: str) -> Step:
+    """Parts 3 to 6: forward, loss, backward, AdamW."""
+    import torch
+    import train
+
+    paths = train.load_data_path(args.data_root, "train.csv")
+    data = train.NailDataModule(args, paths, paths)
+    data.trainer = train.create_trainer(args, Path(), [])
+    data.trainer.training = True
+    device = data.trainer.strategy.root_device
+    batches = [
+        data.transfer_batch_to_device(batch, device, 0)
+        for batch in itertools.islice(data.train_dataloader(), IN_MEMORY)
+    ]
+    args.compile = choice == "compile"
+    nothing_to_resume = [Path("no checkpoint")] if args.part == "part6_segformer" else []
+    model = train.create_model(args, *nothing_to_resume).to(device).train()
+    if choice in ("contiguous", "channels last"):
+        model.to(memory_format=torch.contiguous_format if choice == "contiguous" else torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, fused=choice != "not fused")
+    half = "bf16" in (choice, args.mixed_precision)
+    order = itertools.cycle(batches)
+
+    def step() -> None:
+        images, masks = data.on_after_batch_transfer(next(order), 0)  # bytes become normalised floats
+        if choice == "contiguous":
+            images = images.contiguous()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = model(images)
+        loss = model.loss_fn(logits.float(), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if ON_GPU:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def mmdet_step(args: argparse.Namespace, choice: str) -> Step:
+    """Part 7: the model's own loss, backward, gradients clipped as the config says, AdamW."""
+    import torch
+    import train
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.runner import Runner
+
+    import ops  # noqa: F401
+
+    register_all_modules()
+    config = train.create_config(args, Path(), [], processes=1)
+    model = MODELS.build(config.model).to("cuda" if ON_GPU else "cpu").train()
+    if choice == "channels last":
+        model.to(memory_format=torch.channels_last)
+    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+    batches = itertools.cycle(list(itertools.islice(loader, IN_MEMORY)))
+    optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, fused=choice != "not fused")
+
+    def step() -> None:
+        loss, _ = model.parse_losses(model(**model.data_preprocessor(next(batches), True), mode="loss"))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim_wrapper.clip_grad.max_norm)
+        optimizer.step()
+        if ON_GPU:
+            torch.cuda.synchronize()
+
+    return step

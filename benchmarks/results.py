@@ -1,0 +1,216 @@
+"""What the measurements share: their data, their subprocesses, the machine they belong to, and where figures go.
+
+Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and puts the table between the marks of NAME
+in README.md. So no figure there is copied by hand.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import pty
+import re
+import subprocess
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CORES = len(os.sched_getaffinity(0))
+ON_GPU = Path("/proc/driver/nvidia").exists()
+TF_PARTS = ["part1_tensorflow", "part2_balanced_data"]
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU can multiply bfloat16; others imitate it, which is far slower than float32."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+
+
+def describe_machine(*packages: str) -> str:
+    """Such as "2 cores of an AMD EPYC (AVX2), no GPU; Python 3.11.7, tensorflow 2.21.0"."""
+    about = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"model name\s*:\s*(.*)", about)
+    flags = set(about.split())
+    fastest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "no AVX")
+    cpu = f"{CORES} cores of {name[1] if name else platform.machine()} ({fastest})"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    gpu = ask_gpu("name") if ON_GPU else "no GPU"
+    return f"{cpu}, {gpu}; Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def ask_gpu(what: str) -> str:
+    """What the driver says of the first GPU, such as its name, or memory.used in MB."""
+    asked = ["nvidia-smi", "--id=0", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
+    """Median and range, such as "4.9 (4.6 to 6.2)"."""
+    return f"{np.median(values):{form}} ({np.min(values):{form}} to {np.max(values):{form}})"
+
+
+# --- data and processes --------------------------------------------------------------------------
+
+
+def python_of(part: str) -> Path:
+    """The interpreter of a part's environment."""
+    return ROOT / (".venv-tf" if part in TF_PARTS else ".venv-pt") / "bin" / "python"
+
+
+def draw_data(part: str = "part5_dali", *flags: str, images: int = 200) -> Path:
+    """A data_root with drawn photographs, prepared by this part; made when it is first asked for."""
+    data_root = ROOT / "data" / "bench" / f"{part}_{images}"
+    if not (data_root / "csv_file").exists():
+        python = python_of(part)
+        for script, more in [("sample_data.py", ["--images", images]), (f"{part}/data_preparation.py", flags)]:
+            words = [python, ROOT / script, "--data_root", data_root, *more]
+            subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    return data_root
+
+
+class Done(NamedTuple):
+    """What a command has used."""
+
+    seconds: float
+    megabytes: list[float]  # of it and all its processes, twice a second
+    gpu_megabytes: float  # the most that was in use of the first GPU
+
+
+def run_measured(words: Sequence[Any], **environment: str) -> Done:
+    """Run a command in a terminal of its own, so that its progress bars are drawn as a user sees them.
+
+    Raises:
+        SystemExit: it failed; its last lines are in the message.
+    """
+    began = time.perf_counter()
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (30, 100))
+    with tempfile.TemporaryFile() as output:
+        command = [str(word) for word in words]
+        process = subprocess.Popen(
+            command, stdin=its, stdout=its, stderr=its, env=os.environ | environment, start_new_session=True
+        )
+        os.close(its)
+        reader = threading.Thread(target=copy_terminal, args=(ours, output))
+        reader.start()
+        megabytes, on_gpu = [0.0], 0.0
+        while process.poll() is None:
+            megabytes.append(session_megabytes(process.pid))
+            on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
+            time.sleep(0.5)
+        reader.join()
+        os.close(ours)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{output.read().decode()[-3000:]}")
+    return Done(time.perf_counter() - began, megabytes, on_gpu)
+
+
+def copy_terminal(terminal: int, output: Any) -> None:
+    """Copy what is written to a terminal into a file, until nobody is left to write."""
+    while True:
+        try:
+            text = os.read(terminal, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            return
+        if not text:
+            return
+        output.write(text)
+
+
+def session_megabytes(session: int) -> float:
+    """MB of all processes of a session; what several share is counted once."""
+    total = 0
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and os.getsid(int(folder.name)) == session:
+                lines = (folder / "smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except OSError:  # it has just ended
+            continue
+    return total / 1024
+
+
+class Trained(NamedTuple):
+    """What a run of train.py has used, and its metrics.csv."""
+
+    done: Done
+    metrics: pd.DataFrame
+
+
+def run_train(part: str, *flags: Any, **environment: str) -> Trained:
+    """Run train.py of a part in a work_dir that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as work_dir:
+        words = [python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags]
+        done = run_measured(words, **environment)
+        return Trained(done, pd.read_csv(Path(work_dir) / part.split("_")[1] / "logs" / "metrics.csv"))
+
+
+# --- where figures go ----------------------------------------------------------------------------
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def save(
+    name: str,
+    machine: str,
+    regime: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    bars: dict[str, Any],
+    unit: str,
+    figures: Any,
+) -> None:
+    """Write NAME.json and imgs/NAME.png, and put the table into README.md.
+
+    Args:
+        machine: what `describe_machine` says.
+        regime: size, batch, network, precision: what the figures hold for.
+        rows: of the table, as it is printed.
+        bars: for the chart: what was measured, and its values.
+        unit: of `bars`.
+        figures: everything that was measured, for the JSON.
+    """
+    today = str(date.today())
+    about = {"date": today, "machine": machine, "regime": regime, "columns": columns, "rows": rows, "figures": figures}
+    (HERE / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    draw_bars(HERE / "imgs" / f"{name}.png", bars, unit)
+    readme = HERE / "README.md"
+    begin, end = f"<!-- {name}: written by the command above -->", f"<!-- end of {name} -->"
+    text = (
+        f"{begin}\n{machine}; {today}. {regime}\n\n{format_table(columns, rows)}\n\n![{unit}](imgs/{name}.png)\n{end}"
+    )
+    before, _, rest = readme.read_text().partition(begin)
+    readme.write_text(before + text + rest.partition(end)[2])
+
+
+def draw_bars(file: Path, bars: dict[str, Any], unit: str) -> None:
+    """Horizontal bars as long as the medians, with lines from the least to the most."""
+    file.parent.mkdir(exist_ok=True)
+    names = list(bars)[::-1]
+    values = [np.atleast_1d(bars[name]) for name in names]
+    medians = np.array([np.median(one) for one in values])
+    reach = [medians - [one.min() for one in values], [one.max() for one in values] - medians]
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.32 * len(names)), layout="constrained")
+    axes.barh([name.replace("`", "") for name in names], medians, xerr=reach, color="#6aa5c8", ecolor="#444444")
+    axes.set_xlabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,71 @@
+"""The benchmarks measure what they say: peers learn, train.py and the bare loop are timed, and tables are written."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT, SMALL, python_of
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("part", "peer"), [("part1_tensorflow", "keras_sequence.py"), ("part3_lightning", "smp_loop.py")]
+)
+def test_a_peer_trains(part: str, peer: str, data_root: Path, work_dir: Path) -> None:
+    flags = ["--data_root", data_root, "--work_dir", work_dir, "--image_size", 64, "--batch_size", 8, "--workers", 1]
+    words = [python_of(part), BENCHMARKS / "peers" / peer, *flags, "--epochs", 6, "--learning_rate", 3e-3]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((work_dir / "peer.json").read_text())
+    assert [len(values) for values in figures.values()] == [6, 6, 6]
+    assert all(whole > training > 0 for whole, training in zip(*list(figures.values())[:2], strict=True))
+    assert all(0 <= iou <= 1 for iou in figures["iou"])
+    if peer == "smp_loop.py":  # in Keras, BatchNorm has a momentum of 0.99: validation lags hundreds of steps behind
+        assert max(figures["iou"]) > 0.1
+
+
+@pytest.mark.parametrize("part", ["part2_balanced_data", "part3_lightning", "part7_mmdetection"])
+def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Path, work_dir: Path) -> None:
+    more = []
+    if part == "part7_mmdetection":
+        data_root = prepare_again(part, data_root, work_dir)
+        more = ["--config", ROOT / part / "configs" / "nail_mask_rcnn_small.py"]
+    flags = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, *more, "--epochs", 2, "--limit_batches", 6]
+    result = work_dir.parent / "result.json"
+    words = [python_of(part), BENCHMARKS / "steps.py", "--one", part, result, *flags]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ((ours, bare),) = json.loads(result.read_text())  # the first epoch does not count
+    assert 0.1 < ours / bare < 10
+
+
+def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
+    """The raw photographs of data_root, prepared by another part."""
+    data = work_dir.parent / "data"
+    script = [python_of(part), ROOT / part / "data_preparation.py", "--data_root", data, "--raw", data_root]
+    subprocess.run(list(map(str, script)), check=True, capture_output=True)
+    return data
+
+
+def test_tables_are_put_into_the_readme(tmp_path: Path) -> None:
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    readme = tmp_path / "benchmarks" / "README.md"
+    readme.write_text("before\n<!-- steps: written by the command above -->\nold\n<!-- end of steps -->\nafter\n")
+    for speed in (1, 2):
+        rows = [["part 1", f"{speed}"]]
+        code = f"""
+from results import save
+save("steps", "a machine", "a regime.", ["part", "speed"], {rows}, {{"part 1": [{speed}, 3]}}, "images/s", [])
+"""
+        subprocess.run([python_of("part3_lightning"), "-c", code], cwd=readme.parent, check=True)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("| part 1 | 2 |") == 1 and "| part 1 | 1 |" not in text
+    assert json.loads((readme.parent / "steps.json").read_text())["rows"] == [["part 1", "2"]]
+    with Image.open(readme.parent / "imgs" / "steps.png") as picture:
+        assert picture.width > 100
