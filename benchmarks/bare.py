@@ -5,6 +5,7 @@ What steps.py compares train.py with, and what choices.py changes one thing at a
 
 import argparse
 import itertools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from results import ON_GPU, ROOT, TF_PARTS
 
 IN_MEMORY = 4  # batches, which are used in turn
-Step = Callable[[], object]
+Step = Callable[[Any], object]  # trains on the batch that it is given
 
 
 def parse_flags(part: str, flags: list[Any]) -> argparse.Namespace:
@@ -29,30 +30,48 @@ def parse_flags(part: str, flags: list[Any]) -> argparse.Namespace:
     return args
 
 
-def create_step(part: str, args: argparse.Namespace, choice: str = "as it is") -> Step:
-    """A function that trains on the next batch.
+def create_step(args: argparse.Namespace, choice: str = "as it is") -> Callable[[], object]:
+    """A function that trains on the next of a few batches, which lie in memory.
 
     Args:
-        part: the one whose flags have been parsed.
+        args: what `parse_flags` returns.
         choice: one of those of the part in choices.py.
     """
-    if part in TF_PARTS:
-        return tensorflow_step(args, choice)
-    return mmdet_step(args, choice) if part == "part7_mmdetection" else torch_step(args, choice)
+    if args.part in TF_PARTS:
+        set_precision(half="bf16" in (choice, args.mixed_precision))
+        loader, step = tensorflow_loader(args, IN_MEMORY, range(1)), tensorflow_step(args)
+    elif args.part == "part7_mmdetection":
+        from mmengine.runner import Runner
+
+        config = mmdet_config(args)
+        loader, step = Runner.build_dataloader(config.train_dataloader, seed=0), mmdet_step(args, config, choice)
+    else:
+        data = torch_data(args)
+        device = data.trainer.strategy.root_device
+        loader = (data.transfer_batch_to_device(batch, device, 0) for batch in data.train_dataloader())
+        normalized_step = torch_step(args, data, choice)
+
+        def step(batch: Any) -> None:
+            normalized_step(data.on_after_batch_transfer(batch, 0))  # bytes become normalised floats
+
+    batches = itertools.cycle(list(itertools.islice(loader, IN_MEMORY)))
+    return lambda: step(next(batches))
 
 
-def tensorflow_step(args: argparse.Namespace, choice: str) -> Step:
+def set_precision(half: bool) -> None:
+    """Of the networks that TensorFlow builds from now on."""
+    from keras2 import tf
+
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if half else "float32")
+
+
+def tensorflow_step(args: argparse.Namespace) -> Step:
     """Parts 1 and 2: train_on_batch."""
     import train
 
-    from keras2 import tf
-
-    half = "bf16" in (choice, args.mixed_precision)
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if half else "float32")
-    batches = itertools.cycle([batch[:2] for batch in tensorflow_loader(args, IN_MEMORY, range(1))])
     model = train.create_network(args)
     model.compile(train.create_optimizer(args.optimizer, args.learning_rate), train.create_loss())
-    return lambda: model.train_on_batch(*next(batches))
+    return lambda batch: model.train_on_batch(*batch[:2])
 
 
 def tensorflow_loader(args: argparse.Namespace, steps: int, epochs: range) -> Any:
@@ -71,20 +90,25 @@ def tensorflow_loader(args: argparse.Namespace, steps: int, epochs: range) -> An
     return train.create_loader(args, None, paths, context, steps, epochs, plan).take(steps * len(epochs))
 
 
-def torch_step(args: argparse.Namespace, choice: str) -> Step:
-    """Parts 3 to 6: forward, loss, backward, AdamW."""
-    import torch
+def torch_data(args: argparse.Namespace) -> Any:
+    """The data module of train.py of parts 3 to 6."""
     import train
 
-    paths = train.load_data_path(args.data_root, "train.csv")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    form = [args.data_format] if "data_format" in args else []
+    paths = train.load_data_path(args.data_root, "train.csv", *form)
     data = train.NailDataModule(args, paths, paths)
     data.trainer = train.create_trainer(args, Path(), [])
     data.trainer.training = True
+    return data
+
+
+def torch_step(args: argparse.Namespace, data: Any, choice: str = "as it is") -> Step:
+    """Parts 3 to 6: forward, loss, backward, AdamW; on batches that are normalised."""
+    import torch
+    import train
+
     device = data.trainer.strategy.root_device
-    batches = [
-        data.transfer_batch_to_device(batch, device, 0)
-        for batch in itertools.islice(data.train_dataloader(), IN_MEMORY)
-    ]
     args.compile = choice == "compile"
     nothing_to_resume = [Path("no checkpoint")] if args.part == "part6_segformer" else []
     model = train.create_model(args, *nothing_to_resume).to(device).train()
@@ -92,10 +116,9 @@ def torch_step(args: argparse.Namespace, choice: str) -> Step:
         model.to(memory_format=torch.contiguous_format if choice == "contiguous" else torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, fused=choice != "not fused")
     half = "bf16" in (choice, args.mixed_precision)
-    order = itertools.cycle(batches)
 
-    def step() -> None:
-        images, masks = data.on_after_batch_transfer(next(order), 0)  # bytes become normalised floats
+    def step(batch: Any) -> None:
+        images, masks = batch
         if choice == "contiguous":
             images = images.contiguous()
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -110,27 +133,27 @@ def torch_step(args: argparse.Namespace, choice: str) -> Step:
     return step
 
 
-def mmdet_step(args: argparse.Namespace, choice: str) -> Step:
-    """Part 7: the model's own loss, backward, gradients clipped as the config says, AdamW."""
-    import torch
+def mmdet_config(args: argparse.Namespace) -> Any:
+    """The config of train.py of part 7."""
     import train
-    from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
-    from mmengine.runner import Runner
-
-    import ops  # noqa: F401
 
     register_all_modules()
-    config = train.create_config(args, Path(), [], processes=1)
+    return train.create_config(args, Path(), [], processes=1)
+
+
+def mmdet_step(args: argparse.Namespace, config: Any, choice: str = "as it is") -> Step:
+    """Part 7: the model's own loss, backward, gradients clipped as the config says, AdamW."""
+    import torch
+    from mmdet.registry import MODELS
+
     model = MODELS.build(config.model).to("cuda" if ON_GPU else "cpu").train()
     if choice == "channels last":
         model.to(memory_format=torch.channels_last)
-    loader = Runner.build_dataloader(config.train_dataloader, seed=0)
-    batches = itertools.cycle(list(itertools.islice(loader, IN_MEMORY)))
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, fused=choice != "not fused")
 
-    def step() -> None:
-        loss, _ = model.parse_losses(model(**model.data_preprocessor(next(batches), True), mode="loss"))
+    def step(batch: Any) -> None:
+        loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim_wrapper.clip_grad.max_norm)

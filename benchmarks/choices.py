@@ -39,7 +39,7 @@ WARM_UP, ROUNDS = 2, 7
 def measure(part: str, flags: list[str], choices: list[str]) -> list[list[float]]:
     """Milliseconds of a step: a row for each round, and in it one for each choice."""
     args = parse_flags(part, flags)
-    steps = [create_step(part, args, choice) for choice in choices]
+    steps = [create_step(args, choice) for choice in choices]
     milliseconds = []
     for _ in range(WARM_UP + ROUNDS):
         row = []
@@ -61,7 +61,7 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     for name, (part, flags, tried) in NETWORKS.items():
         choices = [AS_IT_IS, *tried]
-        data_root = draw_data("part7_mmdetection") if part == "part7_mmdetection" else draw_data("part5_dali", "--npy")
+        data_root = draw_data(part) if part == "part7_mmdetection" else draw_data()
         words = [python_of(part), __file__, "--one", part, ",".join(choices), "--data_root", data_root, *SMALL, *flags]
         done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
         milliseconds = np.array(json.loads(done.stdout.splitlines()[-1]))

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import itertools
 import json
-import logging
 import multiprocessing
 import os
 import resource
@@ -28,16 +27,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bare import parse_flags, tensorflow_loader
+from bare import (
+    Step,
+    mmdet_config,
+    mmdet_step,
+    parse_flags,
+    set_precision,
+    tensorflow_loader,
+    tensorflow_step,
+    torch_data,
+    torch_step,
+)
 
 from results import CORES, ON_GPU, TF_PARTS, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
 
+ADAMW = ["--optimizer", "adamw"]
 CONFIG = ["--config", "part7_mmdetection/configs/nail_mask_rcnn_small.py"]
 LOADERS: dict[str, tuple[str, list[str]]] = {  # what the table calls it: its part, its flags
     "limit of parts 1 to 6": ("part3_lightning", ["bare"]),
-    "part 1, tf.data": ("part1_tensorflow", []),
-    "part 1, `--cache memory`": ("part1_tensorflow", ["--cache", "memory"]),
-    "part 2, tf.data, balanced": ("part2_balanced_data", []),
+    "part 1, tf.data": ("part1_tensorflow", ADAMW),
+    "part 1, `--cache memory`": ("part1_tensorflow", [*ADAMW, "--cache", "memory"]),
+    "part 2, tf.data, balanced": ("part2_balanced_data", ADAMW),
     "parts 3 and 6, DataLoader": ("part3_lightning", []),
     "parts 3 and 6, `--cache memory`": ("part3_lightning", ["--cache", "memory"]),
     "part 4, Kornia, `--augment_on cpu`": ("part4_kornia", ["--augment_on", "cpu"]),
@@ -49,6 +59,8 @@ LOADERS: dict[str, tuple[str, list[str]]] = {  # what the table calls it: its pa
 }
 IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS, WARM_UP, STEPS = 400, 384, 16, 3, 1, 4
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
+
+HALF = ON_GPU or multiplies_bf16()
 
 Batches = Iterator[Any]
 
@@ -104,30 +116,18 @@ def bare_pass(load: Callable[[int], object], used: int) -> float:
     return used / (time.perf_counter() - began)
 
 
-def measure_tensorflow(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
+def tensorflow_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
-    import train
-
-    from keras2 import tf
-
-    if ON_GPU or multiplies_bf16():
-        tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    set_precision(half=HALF)
     batches = iter(tensorflow_loader(args, steps, range(1000)))  # it goes through all epochs without a pause
-
-    def make_step() -> Callable:
-        model = train.create_network(args)
-        model.compile(train.create_optimizer("adamw", 1e-3), train.create_loss())
-        return lambda batch: model.train_on_batch(*batch[:2])
-
-    return lambda: batches, make_step
+    return lambda: batches, lambda: tensorflow_step(args)
 
 
-def measure_torch(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
-    """Parts 3 to 5: a function that begins an epoch, and one that makes a training step."""
+def torch_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
+    """The same for parts 3 to 5."""
     import torch
-    import train
 
-    data = create_data(args)
+    data = torch_data(args)
     if args.cache == "memory":
         data.train_dataset.cache(args.workers)
     loader, device = data.train_dataloader(), data.trainer.strategy.root_device
@@ -140,71 +140,20 @@ def measure_torch(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Ba
             if ON_GPU:
                 torch.cuda.synchronize()
 
-    def make_step() -> Callable:
-        model = train.create_model(args).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-        def step(batch: Any) -> None:
-            images, masks = batch if is_part4 else data.on_after_batch_transfer(batch, 0)
-            with torch.autocast(device.type, torch.bfloat16, enabled=ON_GPU or multiplies_bf16()):
-                logits = model(images)
-            model.loss_fn(logits.float(), masks).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if ON_GPU:
-                torch.cuda.synchronize()
-
-        return step
+    def make_step() -> Step:
+        step = torch_step(args, data, "bf16" if HALF else "as it is")
+        return step if is_part4 else lambda batch: step(data.on_after_batch_transfer(batch, 0))
 
     return epoch, make_step
 
 
-def create_data(args: argparse.Namespace) -> Any:
-    """The data module of parts 3 to 5."""
-    import train
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    form = [args.data_format] if "data_format" in args else []
-    paths = train.load_data_path(args.data_root, "train.csv", *form)
-    data = train.NailDataModule(args, paths, paths)
-    data.trainer = train.create_trainer(args, Path(), [])
-    data.trainer.training = True
-    return data
-
-
-def measure_mmdet(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Callable]]:
-    """Part 7: a function that begins an epoch, and one that makes a training step."""
-    import torch
-    from mmdet.registry import MODELS
+def mmdet_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
+    """The same for part 7."""
     from mmengine.runner import Runner
 
-    config = create_mmdet_config(args)
+    config = mmdet_config(args)
     loader = Runner.build_dataloader(config.train_dataloader, seed=0)
-
-    def make_step() -> Callable:
-        model = MODELS.build(config.model).to("cuda" if ON_GPU else "cpu").train()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-        def step(batch: Any) -> None:
-            loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return lambda: iter(loader), make_step
-
-
-def create_mmdet_config(args: argparse.Namespace) -> Any:
-    """The config of part 7."""
-    import train
-    from mmdet.utils import register_all_modules
-
-    import ops  # noqa: F401
-
-    register_all_modules()
-    return train.create_config(args, Path(), [], processes=1)
+    return lambda: iter(loader), lambda: mmdet_step(args, config)
 
 
 def measure(part: str, flags: list[str]) -> dict[str, Any]:
@@ -216,14 +165,14 @@ def measure(part: str, flags: list[str]) -> dict[str, Any]:
         if part == "part7_mmdetection":
             from mmdet.registry import DATASETS
 
-            dataset = DATASETS.build(create_mmdet_config(args).train_dataloader.dataset)
+            dataset = DATASETS.build(mmdet_config(args).train_dataloader.dataset)
             one_pass: Callable[[], float] = functools.partial(bare_pass, dataset.__getitem__, steps * BATCH_SIZE)
         else:
-            dataset = create_data(args).train_dataset
+            dataset = torch_data(args).train_dataset
             one_pass = functools.partial(bare_pass, lambda index: dataset[0, index], steps * BATCH_SIZE)
     else:
-        prepare = measure_tensorflow if part in TF_PARTS else measure_torch
-        begin, make_step = (measure_mmdet if part == "part7_mmdetection" else prepare)(args, steps)
+        create = tensorflow_epochs if part in TF_PARTS else torch_epochs
+        begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args, steps)
 
         def one_pass() -> float:
             """Images per second, from when each worker has delivered a batch."""
@@ -255,7 +204,7 @@ def workers_cpu() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def waiting(begin: Callable[[], Batches], step: Callable) -> dict[str, Any]:
+def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
     """Train with the loader: images per second, and the share of the time that is spent waiting for it."""
     batches = begin()
     waited, total = [], []
@@ -305,7 +254,7 @@ def main() -> None:
         print(" | ".join(rows[-1]), flush=True)
     columns = ["loader", "alone, images/s", "of the limit", "CPU ms an image", "MB", "training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "
-    regime += "bfloat16 (part 7: float32)." if ON_GPU or multiplies_bf16() else "float32."
+    regime += "bfloat16 (part 7: float32)." if HALF else "float32."
     save("loaders", describe_machine("torch"), regime, columns, rows, bars, "images/s", all_figures)
 
 

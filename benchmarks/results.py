@@ -10,6 +10,7 @@ import os
 import platform
 import pty
 import re
+import signal
 import subprocess
 import tempfile
 import termios
@@ -107,10 +108,14 @@ def run_measured(words: Sequence[Any], **environment: str) -> Done:
         reader = threading.Thread(target=copy_terminal, args=(ours, output))
         reader.start()
         megabytes, on_gpu = [0.0], 0.0
-        while process.poll() is None:
-            megabytes.append(session_megabytes(process.pid))
-            on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
-            time.sleep(0.5)
+        try:
+            while process.poll() is None:
+                megabytes.append(session_megabytes(process.pid))
+                on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
+                time.sleep(0.5)
+        finally:
+            if process.poll() is None:  # Ctrl-C reaches only this process: that one is in a session of its own
+                os.killpg(process.pid, signal.SIGKILL)
         reader.join()
         os.close(ours)
         if process.returncode:

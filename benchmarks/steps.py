@@ -13,11 +13,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bare import IN_MEMORY, Step, create_step, parse_flags
+from bare import IN_MEMORY, create_step, parse_flags
 
 from results import (
     ON_GPU,
@@ -48,7 +49,7 @@ FLAGS: dict[str, list[Any]] = {
 class Watch:
     """Takes the time of the steps of train.py, and after each epoch that of the bare loop."""
 
-    def __init__(self, bare_step: Step) -> None:
+    def __init__(self, bare_step: Callable[[], object]) -> None:
         self.bare_step = bare_step
         self.ends: list[float] = []  # of the steps of this epoch
         self.milliseconds: list[list[float]] = []  # of a step in train.py and in the bare loop, for each epoch
@@ -151,7 +152,7 @@ def watch_mmengine(watch: Watch) -> None:
 
 def measure(part: str, flags: list[str]) -> list[list[float]]:
     """Milliseconds of a step, in train.py and in the bare loop, for each epoch."""
-    watch = Watch(create_step(part, parse_flags(part, flags)))
+    watch = Watch(create_step(parse_flags(part, flags)))
     import train
 
     if part in TF_PARTS:

@@ -5,7 +5,7 @@ PIL reads, torchvision augments the photograph in its full size, SegformerImageP
 compute_metrics enlarges the logits of the whole validation set, and Trainer does the rest with its defaults (AdamW, a
 learning rate that falls linearly). From scratch: the network of nvidia/mit-b0 with weights as transformers draws them.
 
-Trainer needs the package accelerate, which no part needs and requirements.txt does not have.
+Trainer needs the package accelerate, which no part needs: it is in benchmarks/requirements.txt.
 
     .venv-pt/bin/python benchmarks/peers/hf_trainer.py --data_root DATA --work_dir DIR --epochs 5 --image_size 192 \
         --batch_size 8 --learning_rate 1.5e-3 --workers 2
@@ -37,13 +37,11 @@ from transformers import (
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags that all peers share, and half precision."""
+    """The flags that all peers share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     types = {"data_root": Path, "work_dir": Path, "epochs": int, "image_size": int, "batch_size": int}
     for name, kind in (types | {"learning_rate": float, "workers": int}).items():
         parser.add_argument(f"--{name}", type=kind, required=True)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--fp16", action="store_true")
     return parser.parse_args()
 
 
@@ -129,8 +127,6 @@ def main() -> None:
         per_device_eval_batch_size=args.batch_size,
         dataloader_num_workers=args.workers,
         dataloader_drop_last=True,
-        bf16=args.bf16,
-        fp16=args.fp16,
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         # Only the best epoch is saved. load_best_model_at_end would save all, and then not find SegFormer's weights,

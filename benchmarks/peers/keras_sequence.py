@@ -32,13 +32,12 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags that all peers share, and the kind of workers."""
+    """The flags that all peers share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     types = {"data_root": Path, "work_dir": Path, "epochs": int, "image_size": int, "batch_size": int}
     for name, kind in (types | {"learning_rate": float, "workers": int}).items():
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--encoder", default="resnet18")
-    parser.add_argument("--use_multiprocessing", action="store_true", help="workers are processes, not threads")
     return parser.parse_args()
 
 
@@ -137,7 +136,6 @@ def main() -> None:
         validation_data=valid_loader,
         callbacks=[log, tf.keras.callbacks.ModelCheckpoint(weights, **best), tf.keras.callbacks.ReduceLROnPlateau()],
         workers=args.workers,
-        use_multiprocessing=args.use_multiprocessing,
     )
     (args.work_dir / "peer.json").write_text(json.dumps(log.rows, indent=2) + "\n")
 
