@@ -24,7 +24,7 @@ SIZE = $(if $(filter .venv-tf,$(VENV)),$(if $(LEFT_OUT:^$$=),0.8 GB to download 
 # Two busy OpenMP threads on two busy cores are slower than one, and no test may reach for the network.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-.PHONY: help demo test setup install mmcv data train bench lint format lock copies conda-update pip-tools check-part check-python
+.PHONY: help demo test setup install mmcv data train bench lint format lock copies conda-update pip-tools audit check-part check-python
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -134,10 +134,10 @@ pip-tools: lock  ## as in the articles: lock, then install into the conda enviro
 
 # --- what a developer wants --------------------------------------------------------------------
 
-bench:  ## measure anew what benchmarks/README.md tells: half an hour on 2 cores that do nothing else
+bench:  ## measure anew what benchmarks/README.md tells, on a machine that does nothing else
 	@$(MAKE) -s setup
 	@$(UV) pip install --quiet --no-deps --python .venv-pt/bin/python -r benchmarks/requirements.txt
-	@for name in loaders steps choices processes training; do \
+	@for name in loaders steps freed_memory choices growth processes training; do \
 	echo "== $$name" && $(TEST_ENV:OMP_NUM_THREADS=1=) .venv-pt/bin/python benchmarks/$$name.py || exit; done
 
 lint:  ## ruff and mypy
@@ -145,6 +145,9 @@ lint:  ## ruff and mypy
 	@.venv-tf/bin/ruff check --quiet . && .venv-tf/bin/ruff format --quiet --check .
 	@for dir in $(TF_PARTS) $(PT_PARTS); do (cd $$dir && ../.venv-tf/bin/mypy --config-file ../pyproject.toml .) || exit; done
 	@.venv-tf/bin/mypy sample_data.py
+
+audit: $(UV)  ## look for known vulnerabilities of what the lock names (needs the network)
+	@$(UV) tool run pip-audit==2.9.0 --strict --no-deps --disable-pip -r requirements.txt
 
 format:  ## let ruff mend what it can
 	@.venv-tf/bin/ruff check --fix . ; .venv-tf/bin/ruff format .

@@ -17,12 +17,18 @@ IN_MEMORY = 4  # batches, which are used in turn
 Step = Callable[[Any], object]  # trains on the batch that it is given
 
 
-def parse_flags(part: str, flags: list[Any]) -> argparse.Namespace:
-    """What train.py of a part makes of its flags. From now on, `import train` means this part."""
+def parse_flags(part: str, flags: list[Any], keep_freed_memory: bool = True) -> argparse.Namespace:
+    """What train.py of a part makes of its flags. From now on, `import train` means this part.
+
+    Args:
+        keep_freed_memory: as train.py does in parts 3 to 6.
+    """
     sys.path.insert(0, str(ROOT / part))
     sys.argv[1:] = [str(flag) for flag in flags]
     import train
 
+    if keep_freed_memory and hasattr(train, "keep_freed_memory"):
+        train.keep_freed_memory()
     args = train.parse_args()
     args.part = part
     args.device = ["gpu:0" if ON_GPU else "cpu"]

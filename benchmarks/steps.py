@@ -38,7 +38,6 @@ SMALL = ["--encoder_weights", "none", "--image_size", 256, "--batch_size", 8]
 CONFIG = "part7_mmdetection/configs/nail_mask_rcnn_small.py"
 FLAGS: dict[str, list[Any]] = {
     "part1_tensorflow": ["--encoder", "resnet18", "--optimizer", "adamw", *HALF],
-    "part2_balanced_data": ["--encoder", "resnet18", "--optimizer", "adamw", *HALF],
     "part3_lightning": ["--encoder", "resnet18", *HALF],
     "part4_kornia": ["--encoder", "resnet18", *HALF],
     "part6_segformer": HALF,

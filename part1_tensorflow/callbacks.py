@@ -15,23 +15,32 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from errors import LOST
 from image_files import overlay
 from keras2 import tf
 from model import random_generators
-from utils import stop, write_metrics
+from runs import write_metrics
+from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
 
 
 class StopIfNotFinite(tf.keras.callbacks.Callback):
-    """Ends the run at the first loss that is nan or infinite."""
+    """Ends the run at the first loss that is nan or infinite, before weights that make such losses are saved."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         # logs["loss"] is the mean since the epoch began: one bad batch is enough to make it nan.
-        if not math.isfinite(logs["loss"]):
+        self.check(logs["loss"], f"at step {batch + 1} of this epoch")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        self.check(logs["val_loss"], "in validation")
+
+    def check(self, loss: float, where: str) -> None:
+        """Leave with a message if it is."""
+        if not math.isfinite(loss):
             stop(
-                f"the loss is {logs['loss']} at step {batch + 1} of this epoch. Start again in another --work_dir, "
-                "with a smaller --learning_rate, or with --mixed_precision False",
+                f"the loss is {loss} {where}. Start again in another --work_dir, with a smaller --learning_rate, "
+                "or with --mixed_precision False",
                 code=1,
             )
 
@@ -170,21 +179,42 @@ class Checkpoints(tf.keras.callbacks.Callback):
         )
 
     def restore(self, weights_dir: Path) -> int:
-        """Load the last checkpoint in `weights_dir`, if there is one; returns how many epochs are done."""
+        """Load the last checkpoint in `weights_dir`, if there is one; returns how many epochs are done.
+
+        Leaves with a message if it is damaged.
+        """
         last = tf.train.latest_checkpoint(weights_dir)
-        if last:
-            # "partial", because the optimizer makes its variables in the first step, and gets their values then;
-            # a run that ends before it would end in warnings about each of them.
-            self.checkpoint.restore(last).expect_partial()
+        # Killed while it saved for the first time, a run may have left the files of last-1, and begins anew.
+        begun = [path.name for path in weights_dir.glob("last-*.index") if path.stem != "last-1"]
+        try:
+            if last:
+                # "partial", because the optimizer makes its variables in the first step, and gets their values then;
+                # a run that ends before it would end in warnings about each of them.
+                self.checkpoint.restore(last).expect_partial()
+            elif begun:
+                raise ValueError(f"no file 'checkpoint', but {', '.join(begun)}")
+        except (tf.errors.OpError, ValueError, IndexError) as error:  # the last one if the file is too short
+            stop(f"--resume: {last or weights_dir} is damaged ({error}); start again in another --work_dir")
         return int(self.epochs_done.numpy())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        if logs["val_iou"] > self.best_iou:
-            self.best_iou.assign(logs["val_iou"])
-            beside = self.weights_dir / "new.h5"
-            self.model.save_weights(beside)
-            with h5py.File(beside, "a") as file:
-                file.attrs["network"] = json.dumps(self.network)
-            beside.replace(self.weights_dir / "best.h5")
-        self.epochs_done.assign(epoch + 1)
-        self.manager.save(checkpoint_number=epoch + 1)
+        try:
+            if logs["val_iou"] > self.best_iou:
+                self.best_iou.assign(logs["val_iou"])
+                self.save_best()
+            self.epochs_done.assign(epoch + 1)
+            self.manager.save(checkpoint_number=epoch + 1)
+        except LOST:
+            raise
+        except (tf.errors.OpError, RuntimeError) as error:  # RuntimeError is h5py's, of a full disk
+            # Such as "{{…}} /path/last-2_temp/part-0; File too large [Op:SaveV2]".
+            reason = str(error).split("; ")[-1].split(" [")[0]
+            raise OSError(0, f"the checkpoint cannot be written, {reason}", str(self.weights_dir)) from error
+
+    def save_best(self) -> None:
+        """Write best.h5."""
+        beside = self.weights_dir / "new.h5"
+        self.model.save_weights(beside)
+        with h5py.File(beside, "a") as file:
+            file.attrs["network"] = json.dumps(self.network)
+        beside.replace(self.weights_dir / "best.h5")

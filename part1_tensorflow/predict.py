@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from image_files import BadFile, find_images, overlay, read_image, read_mask, stem_below
+from image_files import BadFile, find_images, overlay, printable, read_image, read_mask, refuse_name, stem_below
 from keras2 import tf
 from model import create_model
 from transform import valid_transform
@@ -123,11 +123,12 @@ def main() -> None:
     for path, name in zip(tqdm(paths, unit="image", disable=None), names, strict=True):
         reading = path
         try:
+            refuse_name(path)
             photograph = read_image(path)
             reading = masks.get(name)
             truth = read_mask(reading, photograph).pixels > 0 if reading else None
         except BadFile as error:
-            tqdm.write(f"skipped {reading}: {error}", file=sys.stderr)
+            tqdm.write(f"skipped {printable(reading)}: {error}", file=sys.stderr)
             failed += 1
             continue
         mask = predict_mask(model, photograph.pixels, image_size)

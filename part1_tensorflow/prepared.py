@@ -1,6 +1,5 @@
 """The prepared folders: what is in them, and how new ones take the place of old ones."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,17 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from image_files import printable
 from pairs import Pair, RawData
 from utils import stop
 
 PIECES = ["annotations", "csv_file", "train", "valid"]  # the folders that are replaced; the first is part 7's
 MADE_BY = "made by data_preparation.py"
 COLUMNS = ["images", "masks", "source", "fold", "width", "height", "foreground"]
-
-
-def printable(path: Path) -> str:
-    """The path with what is not UTF-8 in it written as \\xff."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def npy_of(file: Path | str) -> str:

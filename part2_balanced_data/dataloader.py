@@ -22,7 +22,12 @@ from utils import stop
 cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
 
 ImageAndMask = tuple[tf.Tensor, tf.Tensor]
-UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+UNREADABLE = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,  # it is a folder
+)
 Example = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # an image, its mask, and the number of its source
 Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
 
@@ -30,7 +35,7 @@ Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to
 def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     """The table <data_root>/csv_file/<csv_file>, its paths (columns images and masks) with data_root before them.
 
-    Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
+    Leaves with a message if the file is missing or damaged, or if a path is none below data_root.
     """
     file = data_root / "csv_file" / csv_file
     again = f"run data_preparation.py --data_root {data_root} again, with the flags that you gave before"
@@ -44,8 +49,8 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     if table.empty:
         stop(f"{file} names no photographs; {again}")
     for path in paths:
-        if path.startswith("/") or ".." in path.split("/"):
-            stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
+        if not path or path.startswith("/") or ".." in path.split("/"):
+            stop(f"{file}: {path!r} is no file below {data_root}; {again}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
 
 
@@ -57,10 +62,10 @@ def load_source_paths(data_root: Path) -> pd.DataFrame:
 
 
 def load_image_and_mask_from_path(image_path: tf.Tensor, mask_path: tf.Tensor) -> ImageAndMask:
-    """Read two PNG files: an RGB image (H, W, 3) and a mask (H, W) of 0 and 1, both uint8."""
+    """Read two PNG files: an RGB image (H, W, 3) and a mask (H, W) of 0 and 255, both uint8."""
     image = tf.io.decode_png(tf.io.read_file(image_path), channels=3)
     mask = tf.io.decode_png(tf.io.read_file(mask_path), channels=1)
-    return image, mask[..., 0] // 255
+    return image, mask[..., 0]
 
 
 def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int) -> ImageAndMask:
@@ -81,7 +86,9 @@ def load_from_files(paths: pd.DataFrame, image_size: int) -> Load:
     transform = valid_transform(image_size)
 
     def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        resized = transform(image=image, mask=mask)
+        if mask.max() not in (0, 255):
+            raise ValueError("a mask with labels")  # find_damaged_file tells which
+        resized = transform(image=image, mask=mask // 255)
         return resized["image"], resized["mask"]
 
     def load(index: tf.Tensor) -> ImageAndMask:
@@ -264,12 +271,13 @@ def find_damaged_file(paths: pd.DataFrame) -> str | None:
     tf.data says that a file is damaged, but not which, so this looks for it when that has happened.
     """
     for image_path, mask_path in zip(paths["images"], paths["masks"], strict=True):
-        sizes = []
+        pixels = []
         for path in (image_path, mask_path):
             try:
-                sizes.append(tf.io.decode_png(tf.io.read_file(path)).shape[:2])
+                pixels.append(tf.io.decode_png(tf.io.read_file(path)).numpy())
             except UNREADABLE:
                 return path
-        if sizes[0] != sizes[1]:
+        image, mask = pixels
+        if image.shape[:2] != mask.shape[:2] or mask.max() not in (0, 255):
             return mask_path
     return None

@@ -11,20 +11,13 @@ from pathlib import Path
 
 from balance import plan_balance, show_table
 from callbacks import Checkpoints, MetricsLog, PredictionGrid, StopIfNotFinite
-from dataloader import UNREADABLE, create_loader, find_damaged_file, load_data_path, load_source_paths, sample_batch
+from dataloader import create_loader, load_data_path, load_source_paths, sample_batch
+from errors import errors_in_words
 from keras2 import sm, tf
 from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
+from runs import open_run, read_metrics, report
 from strategy import create_strategy, throwaway_run
-from utils import (
-    choose_precision,
-    open_run,
-    read_metrics,
-    report,
-    resume_command,
-    stop,
-    train_parser,
-    treat_sigterm_like_ctrl_c,
-)
+from utils import choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
 
 PART = "balanced"  # the name of its folder in work_dir
 # With another one of these, --resume would not go on with the same network, learning rate, draws or best epoch.
@@ -53,6 +46,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"argument --encoder: {args.encoder!r} is none of {', '.join(encoders)}")
     if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_file():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a file")
+    if set("*?[") & set(str(args.work_dir.resolve())):
+        parser.error("argument --work_dir: TensorFlow finds no checkpoints in a path with *, ? or [ in it")
     return args
 
 
@@ -124,11 +119,15 @@ def main() -> None:
         network = {"encoder": args.encoder, "image_size": args.image_size}
         checkpoints = Checkpoints(model, run_dir, args.monitor, network)
         done = checkpoints.restore(args.work_dir / PART / "weights")
+    rows = read_metrics(args.work_dir / PART, done, args.resume)
     if done >= args.epochs:
-        stop(f"--resume: all {done} epochs are done; a larger --epochs would add some")
-    rows = read_metrics(args.work_dir / PART, done)
+        if is_chief:
+            print(f"all {done} epochs are done; a larger --epochs would add some")
+            report(args, run_dir, rows, f"val_{args.monitor}")
+            print("\n" + show_table(plan, max(rows, key=lambda row: row[f"val_{args.monitor}"])))
+        return
 
-    try:
+    with errors_in_words(run_dir / "weights", train_paths, valid_paths):
         # Loaders.
         epochs = range(done, args.epochs)
         distribute = strategy.distribute_datasets_from_function
@@ -158,22 +157,8 @@ def main() -> None:
             callbacks=[progress, StopIfNotFinite(), log, checkpoints, grid],
             verbose=bar_or_line if is_chief else 0,
         )
-    except KeyboardInterrupt:
-        saved = int(checkpoints.epochs_done.numpy())
-        stop(f"interrupted; {saved} epochs are saved. Go on with\n    {resume_command()}", code=130)
-    except tf.errors.ResourceExhaustedError:
-        stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision bf16", code=1)
-    except UNREADABLE:
-        damaged = find_damaged_file(train_paths) or find_damaged_file(valid_paths)
-        if damaged is None:
-            raise
-        stop(
-            f"{damaged} is missing, damaged or of another size than its pair; run data_preparation.py again, with the "
-            "same flags",
-            code=1,
-        )
     if is_chief:
-        report(run_dir, rows, [args.data_root / "valid" / "images"], f"val_{args.monitor}")
+        report(args, run_dir, rows, f"val_{args.monitor}")
         print("\n" + show_table(plan, max(rows, key=lambda row: row[f"val_{args.monitor}"])))
 
 

@@ -67,6 +67,18 @@ def stem_below(folder: Path, path: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
+def printable(path: Path) -> str:
+    """The path with what is not UTF-8 in it, and what would command a terminal, written as \\xff and \\x1b."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def refuse_name(path: Path) -> None:
+    """Raise BadFile for a name that neither a CSV file nor a terminal can show."""
+    if printable(path) != str(path):
+        raise BadFile("name that is not UTF-8, or has control characters in it: rename the file")
+
+
 # --- photographs -----------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from image_files import TINTS, BadFile, find_images, overlay, read_image, read_mask, stem_below
+from image_files import TINTS, BadFile, find_images, overlay, printable, read_image, read_mask, refuse_name, stem_below
 from inference import load_network, predict_labels
 from utils import device, folder, stop, whole_number
 
@@ -73,13 +73,20 @@ def find_files(args: argparse.Namespace) -> tuple[Files, Files]:
 def find_fold(data_root: Path, fold: str) -> tuple[Files, Files]:
     """The photographs of one fold of prepared data, which lie in train/ or in valid/, and their masks."""
     try:
-        tables = [pd.read_csv(data_root / "csv_file" / f"{side}.csv", dtype=str) for side in ("train", "valid")]
-        table = pd.concat(tables).query("fold == @fold")
-    except (OSError, ValueError, pd.errors.UndefinedVariableError) as error:
+        tables = [
+            pd.read_csv(data_root / "csv_file" / f"{side}.csv", dtype=str, keep_default_na=False)
+            for side in ("train", "valid")
+        ]
+        table = pd.concat(tables)
+        table = table[table["fold"] == fold]
+        paths = [*table["images"], *table["masks"]]
+        names = [str(Path(path.split("/images/", 1)[1]).with_suffix("")) for path in table["images"]]
+    except (OSError, ValueError, LookupError) as error:
         stop(f"--fold: {data_root} is no data that data_preparation.py has prepared ({error})")
+    if any(path.startswith("/") or ".." in path.split("/") for path in paths):
+        stop(f"--fold: the tables in {data_root}/csv_file lead outside of {data_root}")
     if table.empty:
         stop(f"--fold {fold}: {data_root} has no such fold")
-    names = [str(Path(path.split("/images/", 1)[1]).with_suffix("")) for path in table["images"]]
     photographs, masks = ([data_root / path for path in table[column]] for column in ["images", "masks"])
     return dict(zip(names, photographs, strict=True)), dict(zip(names, masks, strict=True))
 
@@ -135,11 +142,12 @@ def main() -> None:
     for name, path in tqdm(photographs.items(), unit="image", disable=None):
         reading = path
         try:
+            refuse_name(path)
             photograph = read_image(path)
             reading = masks.get(name)
             truth = read_mask(reading, photograph, network.classes).pixels if reading else None
         except BadFile as error:
-            tqdm.write(f"skipped {reading}: {error}", file=sys.stderr)
+            tqdm.write(f"skipped {printable(reading)}: {error}", file=sys.stderr)
             failed += 1
             continue
         labels = predict_labels(network, photograph.pixels, args.tta, args.tile)

@@ -26,15 +26,14 @@ from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
 from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
 from folds import fold_or_all, train_all_folds
 from losses import LOSSES
+from memory import keep_freed_memory
 from model import ARCHS, ENCODERS, MODELS, SegmentationModel, is_encoder
+from runs import open_run, read_metrics, report
 from utils import (
     choose_devices,
     choose_precision,
     fraction,
-    open_run,
     positive_number,
-    read_metrics,
-    report,
     stop,
     train_parser,
     treat_sigterm_like_ctrl_c,
@@ -103,7 +102,6 @@ def create_model(args: argparse.Namespace) -> SegmentationModel:
 def create_trainer(args: argparse.Namespace, run_dir: Path, callbacks: list[Callback]) -> pl.Trainer:
     """The Trainer of the flags. In Lightning 1, accelerator and devices were gpus=, and precision was amp_level=."""
     on_gpu = args.device[0] != "cpu"
-    processes = len(args.device) * args.num_nodes
     # Some encoders have layers that a U-Net does not use; without find_unused_parameters, DDP waits for them.
     ddp = DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo", find_unused_parameters=True)
     profilers = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -111,7 +109,7 @@ def create_trainer(args: argparse.Namespace, run_dir: Path, callbacks: list[Call
         accelerator="gpu" if on_gpu else "cpu",
         devices=[int(name.removeprefix("gpu:")) for name in args.device] if on_gpu else len(args.device),
         num_nodes=args.num_nodes,
-        strategy=ddp if processes > 1 else "auto",
+        strategy=ddp if len(args.device) * args.num_nodes > 1 else "auto",
         use_distributed_sampler=False,  # the data module deals the photographs, each to one process
         precision=PRECISIONS[args.mixed_precision],
         max_epochs=args.epochs,
@@ -162,11 +160,15 @@ def main() -> None:
     run_dir = open_run(args, part, FIXED) if is_first else args.work_dir / part
     last = run_dir / "weights" / "last.ckpt"
     done = epochs_done(last) if args.resume else 0
+    rows = read_metrics(run_dir, done, args.resume)
     if done >= args.epochs:
-        stop(f"--resume: all {done} epochs are done; a larger --epochs would add some")
-    rows = read_metrics(run_dir, done)
+        if is_first:
+            print(f"all {done} epochs are done; a larger --epochs would add some")
+            report(args, run_dir, rows)
+        return
 
     # Model.
+    keep_freed_memory()
     pl.seed_everything(args.seed, verbose=False)
     model = create_model(args)
 
@@ -189,8 +191,7 @@ def main() -> None:
         trainer.print(f"{numbers}; {' '.join(args.device)}, {args.mixed_precision}; {steps}")
         trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
     if is_first:
-        of_fold = ["--fold", args.fold] if args.fold else []
-        report(run_dir, rows, [args.data_root, *of_fold])
+        report(args, run_dir, rows)
 
 
 if __name__ == "__main__":

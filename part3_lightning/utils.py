@@ -1,22 +1,18 @@
-"""Flags, devices, precision and the folder of a run: what every part needs and no lesson is about."""
+"""Flags, devices, precision and errors: what every part needs and no lesson is about."""
 
 import argparse
-import contextlib
-import importlib.metadata
-import json
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pandas as pd
+# torchrun --max-restarts calls the same command again when a process has died: it shall go on, and not begin anew.
+RESTARTED = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
@@ -119,7 +115,7 @@ def train_parser(description: str | None, encoder: str) -> argparse.ArgumentPars
     )
     add("--seed", type=whole_number(0), default=42, help="everything random follows from it (%(default)s)")
     add("--log", choices=["none", "tensorboard", "wandb"], default="none", help="beside metrics.csv (%(default)s)")
-    add("--resume", action="store_true", help="go on where the last run in work_dir stopped")
+    add("--resume", action="store_true", default=RESTARTED, help="go on where the last run in work_dir stopped")
     add("--early_stopping", type=whole_number(), metavar="EPOCHS", help="stop after so many without a better IoU")
     add("--limit_batches", type=whole_number(), metavar="N", help="batches an epoch, for a first look")
     return parser
@@ -162,118 +158,7 @@ def choose_precision(requested: str | None, on_gpu: bool) -> str:
     return {"True": "fp16" if on_gpu else "bf16", "False": "fp32"}.get(requested, requested)
 
 
-# --- the folder of a run ---------------------------------------------------------------------
-
-
-def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
-    """Make <work_dir>/<part>/ and write config.json there: all flags, the versions, the commit.
-
-    A folder that holds weights is only used again with --resume, so no run overwrites another; and
-    with --resume the flags named in `fixed` have to be those of the run that goes on.
-    """
-    run_dir = args.work_dir / part
-    config_file = run_dir / "config.json"
-    if args.resume:
-        if not config_file.exists():
-            stop(f"--resume: there is no run in {run_dir}; leave --resume away to start one")
-        before = json.loads(config_file.read_text())
-        for name in fixed:
-            value = before.get(name)
-            if value != json.loads(json.dumps(getattr(args, name), default=str)):  # tuples come out of it as lists
-                words = " ".join(value) if isinstance(value, list) else value
-                way = f"without --{name}; leave it away" if value is None else f"with --{name} {words}; use the same"
-                stop(f"--resume: the run in {run_dir} was started {way}")
-    elif any((run_dir / "weights").glob("*")):
-        stop(f"{run_dir} holds an earlier run: add --resume to go on with it, or choose another --work_dir")
-    try:
-        for name in ["weights", "logs"]:
-            (run_dir / name).mkdir(parents=True, exist_ok=True)
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        config |= {"versions": installed_versions(), "commit": git_commit()}
-        beside = config_file.with_suffix(".tmp")
-        beside.write_text(json.dumps(config, indent=2) + "\n")
-        beside.replace(config_file)
-    except OSError as error:
-        stop(f"--work_dir {args.work_dir}: {error.strerror}: {error.filename}")
-    return run_dir
-
-
-def installed_versions() -> dict[str, str]:
-    """The version of Python and of each package that this part's requirements.in names."""
-    lines = Path(__file__).with_name("requirements.in").read_text().splitlines()
-    versions = {"python": sys.version.split()[0]}
-    for line in lines:
-        name = re.split(r"[^\w.-]", line)[0]  # before an extra, a version or a comment
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):  # who needs it has said so
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def git_commit() -> str | None:
-    """The commit of this folder, if it is in a git repository."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def read_metrics(run_dir: Path, epochs: int) -> list[dict[str, float]]:
-    """The first `epochs` rows of a run's metrics.csv; those of epochs that have to be repeated are left out."""
-    file = run_dir / "logs" / "metrics.csv"
-    return pd.read_csv(file).head(epochs).to_dict("records") if file.exists() else []
-
-
-def write_metrics(run_dir: Path, rows: list[dict[str, float]]) -> None:
-    """Write metrics.csv beside and rename it: whoever reads it, or kills the run, never meets half a file."""
-    file = run_dir / "logs" / "metrics.csv"
-    beside = file.with_suffix(".tmp")
-    pd.DataFrame(rows).to_csv(beside, index=False)
-    beside.replace(file)
-
-
-def plot_training_curves(metrics: pd.DataFrame, file: Path) -> None:
-    """Draw loss and validation metrics over the epochs into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # there may be no screen
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    precisions = [name for name in metrics if name.endswith("mAP")]  # part 7 has them, and no val_loss
-    for axes, names in [(left, ["train_loss", "val_loss"]), (right, ["val_iou", "val_f1", *precisions])]:
-        for name in [name for name in names if metrics[name].notna().any()]:
-            axes.plot(metrics["epoch"], metrics[name], marker=".", label=name)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    right.set_ylim(0, 1)
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
-
-
-def report(
-    run_dir: Path, rows: list[dict[str, float]], photographs: Sequence[object], monitor: str = "val_iou"
-) -> None:
-    """Say what a person wants to know at the end: how good, where, how fast, and what comes next.
-
-    Args:
-        rows: of metrics.csv; the best epoch is the first one with the highest `monitor`.
-        photographs: what stands behind --images in the command that comes next.
-    """
-    metrics = pd.DataFrame(rows)
-    best = metrics.iloc[metrics[monitor].argmax()]
-    weights = next((run_dir / "weights").glob("best.*"))
-    warm = metrics.iloc[1:] if len(metrics) > 1 else metrics  # in the first epoch much is built once
-    plot_training_curves(metrics, run_dir / "training_curves.png")
-    predict = command("predict.py", "--weights", weights, "--images", *photographs)
-    print(f"\nbest      IoU {best['val_iou']:.4f}, F1 {best['val_f1']:.4f} in validation: ", end="")
-    print(f"epoch {best['epoch']:.0f} of {len(metrics)}, by {monitor}, {best[monitor]:.4f}")
-    print(f"speed     {warm['images_per_second'].median():.1f} images/s, {warm['seconds'].median():.1f} s an epoch")
-    print(f"weights   {weights}")
-    print(f"curves    {run_dir / 'training_curves.png'}")
-    print(f"now run   {predict}")
+# --- leaving, and what to do next -----------------------------------------------------------------
 
 
 def command(script: str, *words: object) -> str:
@@ -289,9 +174,16 @@ def resume_command() -> str:
 
 
 def treat_sigterm_like_ctrl_c() -> None:
-    """Schedulers end a job with SIGTERM; it shall leave the same way as after Ctrl-C."""
+    """Schedulers end a job with SIGTERM; it shall leave the same way as after Ctrl-C, and without a traceback."""
 
     def interrupt(signum: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt
 
+    def say(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):  # while nothing else takes care of it: before the first step
+            print("error: interrupted", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+
     signal.signal(signal.SIGTERM, interrupt)
+    sys.excepthook = say

@@ -21,7 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from image_files import overlay
 from model import Normalize, to_labels
-from utils import stop, write_metrics
+from runs import write_metrics
+from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
 
@@ -48,15 +49,22 @@ def on_any_process(trainer: pl.Trainer, happened: bool) -> bool:
 
 
 class StopIfNotFinite(Callback):
-    """Ends the run at the first loss that is nan or infinite."""
+    """Ends the run at the first loss that is nan or infinite, before weights that make such losses are saved."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if on_any_process(trainer, not torch.isfinite(outputs["loss"])):
+        self.check(trainer, outputs["loss"], f"at step {batch_idx + 1} of this epoch")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check(trainer, trainer.callback_metrics["val_loss"], "in validation")
+
+    def check(self, trainer: pl.Trainer, loss: torch.Tensor, where: str) -> None:
+        """Leave with a message if it is."""
+        if on_any_process(trainer, not torch.isfinite(loss)):
             stop(
-                f"the loss is nan or infinite at step {batch_idx + 1} of this epoch. Start again in another "
-                "--work_dir, with a smaller --learning_rate, with --gradient_clip 1, or with --mixed_precision False",
+                f"the loss is nan or infinite {where}. Start again in another --work_dir, with a smaller "
+                "--learning_rate, with --gradient_clip 1, or with --mixed_precision False",
                 code=1,
             )
 

@@ -43,7 +43,7 @@ class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
 def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     """The table <data_root>/csv_file/<csv_file>, its paths (columns images and masks) with data_root before them.
 
-    Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
+    Leaves with a message if the file is missing or damaged, or if a path is none below data_root.
     """
     file = data_root / "csv_file" / csv_file
     try:
@@ -56,14 +56,15 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
     if table.empty:
         stop(f"{file} names no photographs; {PREPARE_AGAIN}")
     for path in paths:
-        if path.startswith("/") or ".." in path.split("/"):
-            stop(f"{file}: {path!r} leads outside of {data_root}; {PREPARE_AGAIN}")
+        if not path or path.startswith("/") or ".." in path.split("/"):
+            stop(f"{file}: {path!r} is no file below {data_root}; {PREPARE_AGAIN}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
 
 
 def find_folds(train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> list[str]:
     """The folds that data_preparation.py --folds wrote; leaves with a message if it wrote none."""
-    folds = {*train_paths["fold"], *valid_paths["fold"]} - {""}
+    tables = [train_paths, valid_paths]
+    folds = {fold for table in tables for fold in table.get("fold", []) if fold.isdecimal()}
     if len(folds) < 2:
         stop("--fold: the data has no folds; data_preparation.py --folds 5 makes five")
     return sorted(folds, key=int)
@@ -82,9 +83,11 @@ def read_png(path: str, flags: int) -> np.ndarray:
     """The pixels of a PNG file; raises DamagedFile."""
     try:
         content = np.fromfile(path, np.uint8)
+        pixels = cv2.imdecode(content, flags) if content.size else None
     except OSError as error:
         raise DamagedFile(f"{path}: {error.strerror}; {PREPARE_AGAIN}") from error
-    pixels = cv2.imdecode(content, flags) if content.size else None
+    except cv2.error as error:
+        raise DamagedFile(f"{path}: larger than OpenCV reads; {PREPARE_AGAIN}") from error
     if pixels is None:
         raise DamagedFile(f"{path}: empty or damaged; {PREPARE_AGAIN}")
     return pixels

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_summary import listing, print_found, print_summary
-from image_files import BadFile, Picture, read_image, read_mask
+from image_files import BadFile, Picture, printable, read_image, read_mask, refuse_name
 from pairs import Pair, collect_pairs, find_layout, read_groups, reject_clashes, split, use_groups
-from prepared import move_to_sides, npy_of, printable, refuse_overlap, swap, write_csv_files
+from prepared import move_to_sides, npy_of, refuse_overlap, swap, write_csv_files
 from utils import command, folder, fraction, stop, treat_sigterm_like_ctrl_c, whole_number
 
 
@@ -120,8 +120,7 @@ def refuse_path(path: Path, raw: Path) -> None:
     """Raise BadFile for a link that leads out of the raw data, and for a name that no CSV file can hold."""
     if not path.resolve().is_relative_to(raw):
         raise BadFile("link that leads outside the raw folder")
-    if printable(path) != str(path):
-        raise BadFile("name that is not UTF-8: rename the file")
+    refuse_name(path)
 
 
 def shrink(picture: Picture, max_size: int, interpolation: int) -> Picture:

@@ -37,7 +37,7 @@ class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
 def load_data_path(data_root: Path, csv_file: str, data_format: str = "png") -> pd.DataFrame:
     """The table <data_root>/csv_file/<csv_file>, its paths (columns images and masks) with data_root before them.
 
-    Leaves with a message if the file is missing or damaged, or if a path leads outside of data_root.
+    Leaves with a message if the file is missing or damaged, or if a path is none below data_root.
     """
     csv_file, npy = (f"npy_{csv_file}", " --npy") if data_format == "npy" else (csv_file, "")
     file = data_root / "csv_file" / csv_file
@@ -53,14 +53,15 @@ def load_data_path(data_root: Path, csv_file: str, data_format: str = "png") -> 
     if table.empty:
         stop(f"{file} names no photographs; {again}")
     for path in paths:
-        if path.startswith("/") or ".." in path.split("/"):
-            stop(f"{file}: {path!r} leads outside of {data_root}; {again}")
+        if not path or path.startswith("/") or ".." in path.split("/"):
+            stop(f"{file}: {path!r} is no file below {data_root}; {again}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
 
 
 def find_folds(train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> list[str]:
     """The folds that data_preparation.py --folds wrote; leaves with a message if it wrote none."""
-    folds = {*train_paths["fold"], *valid_paths["fold"]} - {""}
+    tables = [train_paths, valid_paths]
+    folds = {fold for table in tables for fold in table.get("fold", []) if fold.isdecimal()}
     if len(folds) < 2:
         stop("--fold: the data has no folds; data_preparation.py --folds 5 makes five")
     return sorted(folds, key=int)
@@ -86,11 +87,11 @@ def read_pixels(path: str, flags: int) -> np.ndarray:
         if path.endswith(".npy"):
             return np.load(path)
         content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DamagedFile(f"{path}: {error.strerror}; {prepare_again(path)}") from error
-    except (EOFError, ValueError) as error:
-        raise DamagedFile(f"{path}: {error}; {prepare_again(path)}") from error
-    pixels = cv2.imdecode(content, flags) if content.size else None
+        pixels = cv2.imdecode(content, flags) if content.size else None
+    except (OSError, EOFError, ValueError, cv2.error) as error:
+        too_large = "larger than OpenCV reads" if isinstance(error, cv2.error) else None
+        reason = too_large or getattr(error, "strerror", None) or error
+        raise DamagedFile(f"{path}: {reason}; {prepare_again(path)}") from error
     if pixels is None:
         raise DamagedFile(f"{path}: empty or damaged; {prepare_again(path)}")
     return pixels

@@ -21,41 +21,35 @@ def lovasz_extension(errors: Tensor, truth: Tensor) -> Tensor:
     pixel becomes wrong as well as all before it (algorithm 1 of the paper).
 
     Args:
-        errors: of each pixel, (P,), 0 or more.
-        truth: (P,), 1 where the pixel belongs to the class, else 0.
+        errors: of each pixel, (..., P), 0 or more.
+        truth: 1 where the pixel belongs to the class, else 0, (..., P); it may have more dimensions in front.
 
     Returns:
-        A scalar, 0 or more.
+        0 or more, in the shape of `truth` without P.
     """
-    errors, order = torch.sort(errors, descending=True)
-    truth = truth[order]
-    intersection = truth.sum() - truth.cumsum(0)
-    union = truth.sum() + (1 - truth).cumsum(0)
+    errors, order = errors.sort(descending=True)
+    truth = truth.gather(-1, order.expand_as(truth))
+    area = truth.sum(-1, keepdim=True)
+    intersection = area - truth.cumsum(-1)
+    union = area + (1 - truth).cumsum(-1)
     loss_so_far = 1 - intersection / union
-    growth = torch.diff(loss_so_far, prepend=loss_so_far.new_zeros(1))
-    return errors @ growth
-
-
-def lovasz_hinge(logits: Tensor, truth: Tensor) -> Tensor:
-    """The Lovász hinge loss of one image: logits (P,), truth (P,) of 0 and 1. A pixel errs unless its margin is 1."""
-    margin = logits * (2 * truth - 1)
-    return lovasz_extension(torch.relu(1 - margin), truth)
+    growth = torch.diff(loss_so_far, prepend=torch.zeros_like(area))
+    return (errors * growth).sum(-1)  # not errors @ growth, which mixed precision would round to 16 bits
 
 
 def symmetric_lovasz(logits: Tensor, masks: Tensor) -> Tensor:
     """The mean of the Lovász hinge losses of the foreground and of the background, image by image.
 
-    The foreground's stands in for 1 - IoU of the nails; the background's makes the network sure of what is none.
+    The foreground's stands in for 1 - IoU of the nails; the background's makes the network sure of what is none. A
+    pixel errs by what its margin lacks to 1, and by the same in both: so one sort does for both.
 
     Args:
         logits: (N, 1, H, W).
         masks: (N, 1, H, W), 0 and 1.
     """
-    losses = [
-        lovasz_hinge(logit, truth) + lovasz_hinge(-logit, 1 - truth)
-        for logit, truth in zip(logits.flatten(1), masks.flatten(1), strict=True)
-    ]
-    return torch.stack(losses).mean() / 2
+    margins = (logits * (2 * masks - 1)).flatten(1)
+    truth = masks.flatten(1)
+    return lovasz_extension(torch.relu(1 - margins), torch.stack([truth, 1 - truth])).mean()
 
 
 def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:

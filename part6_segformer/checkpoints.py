@@ -1,10 +1,11 @@
 """What a run leaves to go on from, also when it is interrupted; and what it then says."""
 
 import contextlib
+import errno
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -15,13 +16,26 @@ from callbacks import on_any_process
 from dataloader import DamagedFile
 from utils import resume_command, stop
 
+# What gloo and NCCL say when a process that they wait for is gone.
+LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
+# What torch says when SIGTERM has reached a process that loads: schedulers send it to all processes of a job.
+TERMINATED = "killed by signal: Terminated"
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
+
 
 def epochs_done(last: Path) -> int:
-    """How many epochs were finished when this checkpoint was saved; 0 if there is none."""
+    """How many epochs were finished when this checkpoint was saved; 0 if there is none.
+
+    Leaves with a message if it is damaged. No code that may be in it is executed.
+    """
     if not last.exists():
         return 0
-    # Lightning files what a data module saves under the name of its class.
-    return torch.load(last, map_location="cpu", weights_only=True)["NailDataModule"]["epoch"]
+    try:
+        # Lightning files what a data module saves under the name of its class.
+        return int(torch.load(last, map_location="cpu", weights_only=True)["NailDataModule"]["epoch"])
+    except Exception as error:  # torch has no list of what it raises on a file that is none of its own
+        reason = type(error).__name__
+        stop(f"--resume: {last} is damaged, or not of train.py ({reason}); start again in another --work_dir")
 
 
 def save_beside(trainer: pl.Trainer, last: Path) -> Path:
@@ -52,8 +66,9 @@ class Checkpoints(Checkpoint):
             # From the file, because --ema puts its averages there in the place of the weights.
             everything = torch.load(beside, map_location="cpu", weights_only=True)
             names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
-            best_beside = self.best.with_suffix(".tmp")
-            torch.save({name: everything[name] for name in names}, best_beside)
+            best_beside = self.best.with_name("new.tmp")
+            with best_beside.open("wb") as file:  # Python's own, which says so when the disk is full
+                torch.save({name: everything[name] for name in names}, file)
             best_beside.replace(self.best)
         # Last of all: of a run that is killed before this, --resume repeats the epoch, and its best.ckpt as well.
         beside.replace(self.last)
@@ -114,24 +129,37 @@ class StopOnSignal(Callback):
 @contextlib.contextmanager
 def errors_in_words(last: Path) -> Iterator[None]:
     """Leave with a message instead of a traceback when training is interrupted, or meets what is not its fault."""
+    go_on = f"Then go on with\n    {resume_command()}"
     try:
         yield
     except torch.OutOfMemoryError:
         stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True", code=1)
     except DamagedFile as error:
         damaged = str(error).splitlines()[-1].removeprefix("dataloader.DamagedFile: ")  # below a worker's traceback
-        then = f". Then go on with\n    {resume_command()}" if last.exists() else ""
-        stop(damaged + then, code=1)
+        stop(f"{damaged}. {go_on}" if last.exists() else damaged, code=1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        room = f". Make room in {last.parent}" if error.errno in FULL else ""
+        stop(f"{error.strerror or error}{where}{room}. {go_on}", code=1)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = "by a signal, or for want of memory (fewer --workers need less)"
-        stop(f"a process that loads photographs was killed, {reason}. Go on with\n    {resume_command()}", code=1)
+        if TERMINATED in str(error):
+            leave_interrupted(last)
+        if "DataLoader worker" in str(error):
+            reason = "by a signal, or for want of memory (fewer --workers need less)"
+            stop(f"a process that loads photographs was killed, {reason}. {go_on}", code=1)
+        if any(words in str(error) for words in LOST):
+            stop(f"another process of this run has ended: see what it says, or what has killed it. {go_on}", code=1)
+        raise
     except (KeyboardInterrupt, Interrupted, SystemExit) as error:
         # Lightning makes exit code 1 of a KeyboardInterrupt; other exits have said their reason.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        if rank_zero_only.rank > 0:  # the first process speaks for all
-            raise SystemExit(0) from None
-        where = f"saved in {last}. Go on with" if last.exists() else "nothing is saved yet. Start again with"
-        stop(f"interrupted; {where}\n    {resume_command()}", code=130)
+        leave_interrupted(last)
+
+
+def leave_interrupted(last: Path) -> NoReturn:
+    """Say what is saved, and how to go on."""
+    if rank_zero_only.rank > 0:  # the first process speaks for all
+        raise SystemExit(0) from None
+    where = f"saved in {last}. Go on with" if last.exists() else "nothing is saved yet. Start again with"
+    stop(f"interrupted; {where}\n    {resume_command()}", code=130)

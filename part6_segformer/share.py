@@ -84,6 +84,13 @@ def check_login(name: str) -> None:
         stop(f"--push_to_hub {name}: the hub cannot be reached ({first_line(error)})")
 
 
+def share(run_dir: Path, rows: list[dict[str, float]], photographs: int, name: str | None) -> None:
+    """Write <run_dir>/transformers/ and, if it has a name there, upload it to the hub; see the two functions."""
+    folder = save_for_transformers(run_dir, rows, photographs, name)
+    if name:
+        push_to_hub(folder, name)
+
+
 def push_to_hub(folder: Path, name: str) -> None:
     """Upload that folder to https://huggingface.co/<name>, as private if it is new; leaves with a message if not."""
     try:

@@ -5,8 +5,10 @@ https://hphuongdhsp.github.io/ml-blog/pytorchlightning/intancesegmentation/deepl
 """
 
 import contextlib
+import gc
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from prepared import MADE_BY
 
+MANY = 1000  # more instances than this in one mask are rather noise than nails
 CATEGORIES = [{"id": 1, "name": "nail"}]
 Mask = NDArray[np.uint8]
 Annotations = list[dict[str, Any]]
@@ -38,9 +41,10 @@ def find_instances(mask: Mask, numbered: bool, min_area: int) -> tuple[list[Mask
         A mask of 0 and 1, (H, W), for each instance, and the number of specks.
     """
     numbers = mask if numbered else cv2.connectedComponents((mask > 0).astype(np.uint8), connectivity=8)[1]
-    instances = [(numbers == number).astype(np.uint8) for number in np.unique(numbers[numbers > 0])]
-    large = [instance for instance in instances if instance.sum() >= min_area]
-    return large, len(instances) - len(large)
+    areas = np.bincount(numbers.ravel())
+    found = [number for number in np.flatnonzero(areas) if number > 0]
+    large = [number for number in found if areas[number] >= min_area]
+    return [(numbers == number).astype(np.uint8) for number in large], len(found) - len(large)
 
 
 def encode(mask: Mask) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def describe_instance(instance: Mask, category: int = 1) -> dict[str, Any]:
     }
 
 
-def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, int]:
+def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, int, list[str]]:
     """Write annotations/<side>.json and csv_file/<side>_info.csv for prepared masks.
 
     Args:
@@ -72,13 +76,14 @@ def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, i
         numbered, min_area: see `find_instances`.
 
     Returns:
-        The numbers of instances and of specks, of both sides together.
+        The numbers of instances and of specks, of both sides together, and the masks with more than `MANY` instances.
 
     Raises:
         OSError: they cannot be written.
     """
     (root / "annotations").mkdir()
     number_of_instances = number_of_specks = 0
+    crowded = []
     for side in ["train", "valid"]:
         table = pd.read_csv(root / "csv_file" / f"{side}.csv")
         images, unions = [], []
@@ -91,6 +96,7 @@ def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, i
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **describe_instance(instance)})
             unions.append(encode(np.any([np.zeros_like(mask), *instances], axis=0)))
             number_of_specks += specks
+            crowded += [row.masks] if len(instances) > MANY else []
         content = {
             "info": {"description": MADE_BY},
             "images": images,
@@ -104,7 +110,7 @@ def write_annotations(root: Path, numbered: bool, min_area: int) -> tuple[int, i
             root / "csv_file" / f"{side}_info.csv", index=False, lineterminator="\n"
         )
         number_of_instances += len(annotations)
-    return number_of_instances, number_of_specks
+    return number_of_instances, number_of_specks, crowded
 
 
 def check_annotations(file: Path, unions: list[dict[str, Any]]) -> None:
@@ -129,9 +135,19 @@ def quiet() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """While many annotations are read: Python's garbage collector would look through all of them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def read_coco(file: Path) -> COCO:
     """A COCO file, with an index."""
-    with quiet():
+    with quiet(), no_garbage():
         return COCO(file)
 
 

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from coco import write_annotations
+from coco import MANY, write_annotations
 from data_summary import listing, print_found, print_summary
-from image_files import BadFile, Picture, read_image, read_mask
+from image_files import BadFile, Picture, printable, read_image, read_mask, refuse_name
 from pairs import Pair, collect_pairs, find_layout, read_groups, reject_clashes, split, use_groups
-from prepared import move_to_sides, npy_of, printable, refuse_overlap, swap, write_csv_files
+from prepared import move_to_sides, npy_of, refuse_overlap, swap, write_csv_files
 from utils import command, folder, fraction, stop, treat_sigterm_like_ctrl_c, whole_number
 
 
@@ -121,8 +121,7 @@ def refuse_path(path: Path, raw: Path) -> None:
     """Raise BadFile for a link that leads out of the raw data, and for a name that no CSV file can hold."""
     if not path.resolve().is_relative_to(raw):
         raise BadFile("link that leads outside the raw folder")
-    if printable(path) != str(path):
-        raise BadFile("name that is not UTF-8: rename the file")
+    refuse_name(path)
 
 
 def shrink(picture: Picture, max_size: int, interpolation: int) -> Picture:
@@ -190,11 +189,14 @@ def prepare(args: argparse.Namespace, root: Path, new: Path, old: Path) -> None:
         if not any(pair.side == side for pair in pairs):
             stop(f"nothing usable is left in {raw / side}, so nothing is written:{listing(rejected)}")
     write_csv_files(pairs, rejected, new / "csv_file", npy=False)
-    instances, specks = write_annotations(new, args.numbered, args.min_area)
+    instances, specks, crowded = write_annotations(new, args.numbered, args.min_area)
     print_summary(pairs, rejected, args.folds)
     print(f"\ninstances: {instances}; left out: {specks}, which have fewer than {args.min_area} pixels")
     if args.numbered and instances <= len(pairs):
         print("warning: --numbered: the masks have one value each; without it, their parts would be told apart")
+    if crowded:
+        some = ", ".join(crowded[:3]) + (", …" if len(crowded) > 3 else "")
+        print(f"warning: more than {MANY} instances, each of which takes as much memory as the photograph: {some}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the swap takes a moment and shall not be left half-way
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     swap(root, new, old)

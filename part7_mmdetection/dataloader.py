@@ -19,7 +19,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.evaluator import BaseMetric
 from numpy.typing import NDArray
 
-from coco import compare, quiet, scores
+from coco import compare, no_garbage, quiet, scores
 from transform import train_transform, valid_transform
 from utils import stop
 
@@ -45,7 +45,7 @@ class NailDataset(CocoDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Any:
-        with quiet():
+        with quiet(), no_garbage():
             return super().load_data_list()
 
     def prepare_data(self, idx: int) -> Any:
@@ -84,7 +84,7 @@ class NailCocoMetric(CocoMetric):
     """COCO's metrics without the tables that pycocotools prints; 0, and not absent, where nothing is found."""
 
     def __init__(self, **settings: Any) -> None:
-        with quiet():
+        with quiet(), no_garbage():
             super().__init__(**settings)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -110,7 +110,8 @@ def read_annotations(data_root: Path, side: str) -> dict[str, Any]:
         "or put your own COCO file there"
     )
     try:
-        content = json.loads(file.read_text())
+        with no_garbage():
+            content = json.loads(file.read_text())
         missing = {
             f"{kind}, id {entry.get('id')}: {key}"
             for kind, keys in COCO_KEYS.items()
@@ -133,7 +134,8 @@ def read_annotations(data_root: Path, side: str) -> dict[str, Any]:
         if name.startswith("/") or ".." in name.split("/"):
             stop(f"{file}: {name!r} leads outside of {data_root}")
         if not (data_root / name).is_file():
-            stop(f"{file}: {data_root / name} is not there; file_name has to be a path below {data_root}")
+            way = f"file_name has to be a path below {data_root}; or {PREPARE_AGAIN}"
+            stop(f"{file}: {data_root / name} is not there; {way}")
     return content
 
 

@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from tqdm import tqdm
 
-from utils import stop, write_metrics
+from runs import write_metrics
+from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
 
@@ -59,19 +60,14 @@ class EpochEnd(Hook):
         )
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        finite = torch.isfinite(outputs["loss"]).float()
-        all_reduce(finite, "mean")  # the processes have to stop together, or wait for each other for ever
-        if finite < 1:
-            stop(
-                f"the loss is nan or infinite at step {batch_idx + 1} of this epoch. Start again in another "
-                "--work_dir, with a smaller --learning_rate, or with --mixed_precision False",
-                code=1,
-            )
+        refuse_not_finite([outputs["loss"]], f"the loss is nan or infinite at step {batch_idx + 1} of this epoch")
         self.losses.append(outputs["loss"].detach())
         self.images += len(data_batch["inputs"]) * runner.world_size
         self.bar.update()
 
     def after_train_epoch(self, runner: Runner) -> None:
+        # What the last step made of the weights has not been through a loss yet.
+        refuse_not_finite(list(runner.model.parameters()), "weights are nan or infinite")
         self.bar.close()
         self.trained = time.perf_counter()
 
@@ -120,10 +116,23 @@ class EpochEnd(Hook):
         runner.save_checkpoint(str(weights), "last.tmp", meta=meta)
         if is_best:
             everything = torch.load(weights / "last.tmp", map_location="cpu", weights_only=True)
-            torch.save({name: everything[name] for name in ["meta", "state_dict"]}, weights / "best.tmp")
-            (weights / "best.tmp").replace(weights / "best.pth")
+            with (weights / "new.tmp").open("wb") as file:  # Python's own, which says so when the disk is full
+                torch.save({name: everything[name] for name in ["meta", "state_dict"]}, file)
+            (weights / "new.tmp").replace(weights / "best.pth")
         # Last of all: if the run is killed before this, --resume repeats the epoch, and writes its best.pth again.
         (weights / "last.tmp").replace(weights / "last.pth")
+
+
+def refuse_not_finite(values: list[torch.Tensor], what: str) -> None:
+    """Leave with a message, that begins with `what`, if any of these numbers is nan or infinite in any process."""
+    finite = torch.stack([torch.isfinite(one).all() for one in values]).all().float()
+    all_reduce(finite, "mean")  # the processes have to stop together, or wait for each other for ever
+    if finite < 1:
+        stop(
+            f"{what}. Start again in another --work_dir, with a smaller --learning_rate, or with "
+            "--mixed_precision False",
+            code=1,
+        )
 
 
 def create_artist(classes: Sequence[str]) -> DetLocalVisualizer:

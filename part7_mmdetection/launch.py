@@ -2,7 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import uuid
 from typing import NoReturn
 
@@ -13,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils import stop
+from utils import resume_command, stop
 
 
 def launch(devices: list[str]) -> NoReturn:
@@ -35,13 +38,25 @@ def launch(devices: list[str]) -> NoReturn:
         elastic_launch(torchrun, sys.executable)("-u", *sys.argv)
         sys.exit(0)
     except ChildFailedError as error:
-        sys.exit(error.get_first_failure()[1].exitcode)
+        code = error.get_first_failure()[1].exitcode
+        if code < 0:  # by a signal, of which it could not speak
+            stop(f"a process of this run was killed by signal {-code}. Go on with\n    {resume_command()}", code=1)
+        sys.exit(code)
     except SignalException as signaled:
         sys.exit(128 + signaled.sigval)
 
 
+def leave_with_parent() -> None:
+    """Wait until the process that has started this one is gone, however it ended, and leave as after Ctrl-C."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def join_processes(launcher: str, on_gpu: bool) -> None:
     """Meet the other processes of this run, and take the GPU that is this process's own."""
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     if on_gpu:
         init_dist(launcher, backend="nccl")
     elif launcher == "slurm":

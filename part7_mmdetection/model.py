@@ -121,6 +121,16 @@ def read_checkpoint(file: Path, flag: str) -> dict[str, Any]:
     return checkpoint
 
 
+def epochs_done(last: Path) -> int:
+    """How many epochs were finished when this checkpoint was saved; 0 if there is none."""
+    if not last.exists():
+        return 0
+    epoch = dict(read_checkpoint(last, "--resume").get("meta", {})).get("epoch")
+    if not isinstance(epoch, int):
+        stop(f"--resume: {last} is not of train.py; start again in another --work_dir")
+    return epoch
+
+
 def refuse_other_weights(model: nn.Module, file: Path) -> None:
     """Leave with a message if a checkpoint has code in it, which MMEngine would execute, or is not of this encoder."""
     saved = read_checkpoint(file, "--encoder_weights")["state_dict"]

@@ -16,6 +16,7 @@ from typing import Any
 import ops  # noqa: F401 - before all else: it gives mmcv the operators that it was not compiled with
 
 # isort: split
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from coco import Annotations, compare, describe_instance, find_instances, mean_average_precision, scores
 from hooks import create_artist
-from image_files import BadFile, find_images, read_image, read_mask, stem_below
+from image_files import BadFile, find_images, printable, read_image, read_mask, refuse_name, stem_below
 from model import load_model
 from transform import valid_transform
 from utils import choose_devices, device, folder, fraction, stop, whole_number
@@ -105,8 +106,14 @@ class Detector:
         """What MMDetection finds on a photograph, uint8 (H, W, 3), RGB: the likeliest instance first.
 
         Its pred_instances have `bboxes` (K, 4) as x1, y1, x2, y2, `scores` (K,), `labels` (K,) and `masks` (K, H, W).
+
+        Raises:
+            BadFile: nothing is left of its shorter side when the longer one is as long as the network wants it.
         """
-        sample = self.pipeline({"img": np.ascontiguousarray(photograph[..., ::-1]), "img_id": 0})
+        try:
+            sample = self.pipeline({"img": np.ascontiguousarray(photograph[..., ::-1]), "img_id": 0})
+        except cv2.error as error:
+            raise BadFile("too narrow for the network") from error
         batch = {name: [sample[name]] for name in ["inputs", "data_samples"]}
         with torch.inference_mode():
             return self.model.test_step(batch)[0].cpu()
@@ -169,15 +176,17 @@ def main() -> None:
     for image_id, (name, path) in enumerate(tqdm(photographs.items(), unit="image", disable=None), start=1):
         reading = path
         try:
+            refuse_name(path)
             photograph = read_image(path)
             reading = masks.get(name)
             truth = read_mask(reading, photograph, 256 if args.numbered else 1).pixels if reading else None
+            reading = path
+            sample = detector.find(photograph.pixels)
         except BadFile as error:
             hint = "; if each label is an instance, add --numbered" if "several labels" in str(error) else ""
-            tqdm.write(f"skipped {reading}: {error}{hint}", file=sys.stderr)
+            tqdm.write(f"skipped {printable(reading)}: {error}{hint}", file=sys.stderr)
             failed += 1
             continue
-        sample = detector.find(photograph.pixels)
         found = sample.pred_instances
         found = found[found.masks.flatten(1).any(dim=1)]  # a box may have no mask in it
         found_masks, found_scores = found.masks.numpy(), found.scores.tolist()

@@ -17,24 +17,16 @@ import ops  # noqa: F401 - before all else: it gives mmcv the operators that it 
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, DictAction
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
 import hooks  # noqa: F401 - they register themselves
-from dataloader import DamagedFile, data_config
+from dataloader import data_config
+from errors import errors_in_words
 from launch import join_processes, launch, use_device
-from model import ENCODERS, adapt_model, describe, read_checkpoint, refuse_other_weights, replace_everywhere
-from utils import (
-    choose_devices,
-    choose_precision,
-    open_run,
-    read_metrics,
-    report,
-    resume_command,
-    stop,
-    train_parser,
-    treat_sigterm_like_ctrl_c,
-)
+from model import ENCODERS, adapt_model, describe, epochs_done, refuse_other_weights, replace_everywhere
+from runs import open_run, read_metrics, report
+from utils import choose_devices, choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
 
 HERE = Path(__file__).parent
 PART = "mmdetection"  # the name of its folder in work_dir
@@ -165,32 +157,28 @@ def main() -> None:
     is_first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
     if is_first:
         open_run(args, PART, FIXED)
-    done = read_checkpoint(last, "--resume")["meta"]["epoch"] if args.resume and last.exists() else 0
+    done = epochs_done(last) if args.resume else 0
+    rows = read_metrics(run_dir, done, args.resume)
     args.resume = done > 0
-    if done >= args.epochs:
-        stop(f"--resume: all {done} epochs are done; to train on, see --encoder_weights in the README")
     if args.launcher != "none":
         join_processes(args.launcher, on_gpu=args.device[0] != "cpu")
     else:
         use_device(args.device[0])
-    rows = read_metrics(run_dir, done)
+    if done >= args.epochs:
+        if is_first:
+            print(f"all {done} epochs are done; to train on, see --encoder_weights in the README")
+            report(args, run_dir, rows, monitor="segm_mAP")
+        return
 
     register_all_modules()
     config = create_config(args, run_dir, rows, get_world_size())
-    try:
+    with errors_in_words(last):
         runner = Runner.from_cfg(config)
         if config.load_from and not args.resume:
             refuse_other_weights(runner.model, Path(config.load_from))
         runner.train()
-    except (KeyboardInterrupt, DamagedFile) as error:
-        if isinstance(error, KeyboardInterrupt) and get_rank() > 0:
-            raise SystemExit(0) from None
-        # Below a worker's traceback, which is part of the message.
-        what = (str(error) or "interrupted").splitlines()[-1].removeprefix("dataloader.DamagedFile: ")
-        where = f"The last whole epoch is in {last}. Go on with" if last.exists() else "Nothing is saved. Start with"
-        stop(f"{what}\n{where}\n    {resume_command()}", code=130 if what == "interrupted" else 1)
     if is_first:
-        report(run_dir, read_metrics(run_dir, args.epochs), [args.data_root], monitor="segm_mAP")
+        report(args, run_dir, read_metrics(run_dir, runner.epoch, resume=True), monitor="segm_mAP")
 
 
 if __name__ == "__main__":

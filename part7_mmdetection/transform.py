@@ -6,10 +6,24 @@ article, of MMDetection 2, `Normalize` and `Pad` were steps; in 3 the model's `d
 
 from typing import Any
 
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+
 Step = dict[str, Any]
 
 # What `predict.py` and the metrics have to know of a photograph.
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+
+@TRANSFORMS.register_module()
+class CheckSize(BaseTransform):
+    """Refuses a photograph of another size than its annotations tell: their masks, enlarged with it, could be huge."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        size, wanted = results["img_shape"], (results["height"], results["width"])
+        if tuple(size) != wanted:
+            raise ValueError(f"height and width are {size}, in the annotations {wanted}")
+        return results
 
 
 def train_transform(image_size: int) -> list[Step]:
@@ -17,6 +31,7 @@ def train_transform(image_size: int) -> list[Step]:
     square = (image_size, image_size)
     return [
         {"type": "LoadImageFromFile"},
+        {"type": "CheckSize"},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomResize", "scale": square, "ratio_range": (0.8, 1.2), "keep_ratio": True},
         {
@@ -35,6 +50,7 @@ def valid_transform(image_size: int, with_truth: bool = True) -> list[Step]:
 
     The annotations are loaded after it is resized, so they keep the photograph's size, which predictions get again.
     """
-    truth = [{"type": "LoadAnnotations", "with_bbox": True, "with_mask": True}] if with_truth else []
+    check: list[Step] = [{"type": "CheckSize"}] if with_truth else []
+    truth: list[Step] = [{"type": "LoadAnnotations", "with_bbox": True, "with_mask": True}] if with_truth else []
     resize = {"type": "Resize", "scale": (image_size, image_size), "keep_ratio": True}
-    return [{"type": "LoadImageFromFile"}, resize, *truth, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
+    return [{"type": "LoadImageFromFile"}, *check, resize, *truth, {"type": "PackDetInputs", "meta_keys": META_KEYS}]

@@ -1,22 +1,28 @@
 """What the tests share: a copy of a part in an empty folder, sample data, and a way to run its scripts."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("lightning_tests")  # so that its asserts tell what they compared
+pytest.register_assert_rewrite("reliability_tests", "lightning_tests")  # so that its asserts tell what they compared
 
 ROOT = Path(__file__).parents[1]
 PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
 # The network that TensorFlow builds soonest, and that learns something, from scratch, in seconds.
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", "64", "--batch_size", "8"]
+# Of part 7, the small config of the demo, at half its size.
+SMALL_MASK_RCNN = ["--config", "configs/nail_mask_rcnn_small.py", "--encoder", "resnet18", "--encoder_weights", "none"]
+SMALL_MASK_RCNN += ["--image_size", "128", "--batch_size", "4", "--workers", "1"]
 
 
 def python_of(part: str) -> Path:
@@ -30,12 +36,18 @@ class Part:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder / name
         self.small, self.with_dropout, self.larger, self.learning_rate = SMALL, "efficientnet-b0", "resnet34", 3e-3
+        if name[4] in "12":
+            self.with_dropout = "efficientnetb0"
+        if name == "part7_mmdetection":
+            self.small = SMALL_MASK_RCNN
         if name == "part6_segformer":
             # Its logits have a quarter of the height and width. Of a flag that stands twice, the second one counts.
             self.small = [*SMALL, "--encoder", "mit_b0", "--image_size", "96", "--batch_size", "4"]
             self.with_dropout, self.larger, self.learning_rate = "mit_b0", "mit_b1", 2e-3
+        self.ending = "h5" if name[4] in "12" else "pth" if name[4] == "7" else "ckpt"  # of its weights
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
+        self.warm: subprocess.Popen[str] | None = None
 
     def run_dir(self, work_dir: Path) -> Path:
         """Where its runs are: part2_balanced_data has <work_dir>/balanced."""
@@ -55,20 +67,53 @@ class Part:
 
     def run(self, script: str, *args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run one of its scripts to its end, which has to be `code`, and without a traceback."""
+        if script in ("train.py", "predict.py") and not env:
+            return self.run_warm([script, *map(str, args)], code)
         process = self.start(script, *args, **env)
         try:
             out, err = process.communicate(timeout=600)
         finally:
-            stop_group(process)
+            stop_group(process.pid)
         assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
         assert "Traceback" not in err, err
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def run_warm(self, command: list[str], code: int) -> subprocess.CompletedProcess[str]:
+        """The same by a process that has imported the libraries before."""
+        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+            pid = self.start_warm(command, out.name, err.name)
+            timer = threading.Timer(600, stop_group, [pid])
+            timer.daemon = True
+            timer.start()
+            returncode = self.wait_warm(pid)
+            timer.cancel()
+            printed = [Path(file.name).read_text() for file in (out, err)]
+        assert returncode == code, "\n".join([f"exit {returncode}", *printed])
+        assert "Traceback" not in printed[1], printed[1]
+        return subprocess.CompletedProcess(command, returncode, *printed)
 
-def stop_group(process: subprocess.Popen[str]) -> None:
+    def start_warm(self, command: list[str], out: str, err: str) -> int:
+        """Start a script by warm.py, its output and errors in files; returns the number of its process."""
+        if self.warm is None:
+            shutil.copy(ROOT / "tests" / "warm.py", self.folder)
+            pipe, env = subprocess.PIPE, os.environ | {"WANDB_MODE": "offline"}
+            modules = [str(self.python), "warm.py", "train", "predict"]
+            self.warm = subprocess.Popen(modules, cwd=self.folder, env=env, stdin=pipe, stdout=pipe, text=True)
+        self.warm.stdin.write(json.dumps([command, out, err]) + "\n")
+        self.warm.stdin.flush()
+        return int(self.warm.stdout.readline())
+
+    def wait_warm(self, pid: int) -> int:
+        """The exit code of what start_warm started, when it has ended; ends what it has left behind."""
+        returncode = int(self.warm.stdout.readline())
+        stop_group(pid)
+        return returncode
+
+
+def stop_group(pid: int) -> None:
     """End a process and all that it started."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
 
 
 def wait_for_rows(metrics_csv: Path, rows: int, process: subprocess.Popen[str]) -> None:

@@ -4,6 +4,7 @@ They train with the same code, on data that comes another way or with another ne
 these tests, and those of the later parts what their lesson touches; each has a fixture `part`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 from test_tensorflow import COLUMNS
 
-from conftest import Part, wait_for_rows
+from conftest import Part, stop_group, wait_for_rows
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +125,9 @@ def test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run(
     whole = part.run_dir(work_dir / "whole")
     part.run("train.py", *args, "--work_dir", work_dir / "whole")
     lasts = [whole / "weights" / "last.ckpt"]
-    kill, interrupt = (signal.SIGKILL, -9), (signal.SIGINT, 130)
     # A killed run begins an epoch anew, whatever the part; an interrupted one goes on in its middle.
-    for how, code in [kill, interrupt] if part.name == "part3_lightning" else [interrupt]:
+    in_part3 = [(signal.SIGKILL, -9), (signal.SIGTERM, 130)]
+    for how, code in in_part3 if part.name == "part3_lightning" else [(signal.SIGINT, 130)]:
         run_dir = part.run_dir(work_dir / how.name)
         process = part.start("train.py", *args, "--work_dir", work_dir / how.name)
         wait_for_rows(run_dir / "logs" / "metrics.csv", 2, process)
@@ -134,11 +135,11 @@ def test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run(
         if how == signal.SIGKILL:
             process.kill()
         else:
-            os.killpg(process.pid, how)  # Ctrl-C in a terminal reaches the processes that load, too
+            os.killpg(process.pid, how)  # Ctrl-C and a scheduler's SIGTERM reach the processes that load, too
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
-        if how == signal.SIGINT:
-            assert "--resume" in err and "Traceback" not in err
+        if how != signal.SIGKILL:
+            assert "error: interrupted" in err and "--resume" in err and "Traceback" not in err
             refused = part.run("train.py", *args, "--work_dir", work_dir / how.name, code=2)  # nothing is overwritten
             assert "--resume" in refused.stderr
             other = [*args, "--work_dir", work_dir / how.name, "--resume", "--encoder", part.larger]
@@ -191,6 +192,47 @@ def test_two_processes_train(part: Part, data_root: Path, work_dir: Path) -> Non
     args[args.index("--epochs") + 1] = 3
     part.run("train.py", *args, "--resume")
     assert len(pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv")) == 3
+
+
+def children_of(pid: int) -> list[int]:
+    """The numbers of the processes that a process has started, and that run train.py."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == pid
+            if is_child and b"train.py" in stat.with_name("cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def test_when_one_process_is_killed_the_other_ends(part: Part, small_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", small_root, *part.small, "--batch_size", 4, "--workers", 0, "--epochs", 500]
+    for who in ["the first", "the other"]:
+        process = part.start("train.py", *args, "--work_dir", work_dir / who, "--device", "cpu", "cpu")
+        wait_for_rows(part.run_dir(work_dir / who) / "logs" / "metrics.csv", 1, process)
+        others = children_of(process.pid)
+        os.kill(process.pid if who == "the first" else others[-1], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)  # the pipe is closed when both have ended
+        assert process.returncode == (-9 if who == "the first" else 1)
+        assert "Traceback" not in err
+        assert "--resume" in err.split("error: ")[-1]
+        stop_group(process.pid)
+
+
+def test_torchrun_starts_again_from_the_last_checkpoint(part: Part, small_root: Path, work_dir: Path) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 1, "train.py"]
+    args = ["--data_root", small_root, "--work_dir", work_dir, *part.small, "--batch_size", 4, "--workers", 0]
+    process = part.start("-m", *torchrun, *args, "--device", "cpu", "cpu", "--epochs", 6)
+    metrics_csv = part.run_dir(work_dir) / "logs" / "metrics.csv"
+    wait_for_rows(metrics_csv, 2, process)
+    seconds = pd.read_csv(metrics_csv)["seconds"][0]
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    metrics = pd.read_csv(metrics_csv)
+    assert metrics["epoch"].tolist() == list(range(1, 7))
+    assert metrics["seconds"][0] == seconds  # the first epoch was not done again
+    assert out.count("best ") == 1
 
 
 def test_a_file_that_became_corrupt_is_named_and_the_run_goes_on(part: Part, data_root: Path, work_dir: Path) -> None:

@@ -12,6 +12,12 @@ import pytest
 from test_tensorflow import COLUMNS, free_port
 
 from conftest import ROOT, SMALL, Part, wait_for_rows
+from reliability_tests import (  # noqa: F401 - all of them are run for part 1, which has the same code
+    run,
+    small_root,
+    test_a_full_disk_leaves_the_last_checkpoint,
+    test_chance_follows_from_the_seed_alone,
+)
 
 SHARES = {"0": 0.4, "1": 0.3, "2": 0.2, "3": 0.1, "4": 0.0}
 
@@ -19,6 +25,11 @@ SHARES = {"0": 0.4, "1": 0.3, "2": 0.2, "3": 0.1, "4": 0.0}
 @pytest.fixture(scope="module")
 def part2(tmp_path_factory: pytest.TempPathFactory) -> Part:
     return Part("part2_balanced_data", tmp_path_factory.mktemp("copied alone"))
+
+
+@pytest.fixture(scope="module")
+def part(part2: Part) -> Part:
+    return part2
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_a_peer_trains(part: str, peer: str, data_root: Path, work_dir: Path) ->
         assert max(figures["iou"]) > 0.1
 
 
-@pytest.mark.parametrize("part", ["part2_balanced_data", "part3_lightning", "part7_mmdetection"])
+@pytest.mark.parametrize("part", ["part1_tensorflow", "part3_lightning", "part7_mmdetection"])
 def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Path, work_dir: Path) -> None:
     more = []
     if part == "part7_mmdetection":

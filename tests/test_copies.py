@@ -21,6 +21,7 @@ SHARED = [
     "image_files.py",
     "pairs.py",
     "prepared.py",
+    "runs.py",
     "keras2.py",
     "strategy.py",
     "checkpoints.py",
@@ -28,12 +29,14 @@ SHARED = [
     "folds.py",
     "inference.py",
     "losses.py",
+    "memory.py",
 ]
 # These are the same in the parts with these numbers, whose lesson is about something else.
 SHARED_AMONG = {
     "callbacks.py": "3456",
     "data_preparation.py": "123456",
     "dataloader.py": "36",
+    "errors.py": "12",
     "model.py": "345",
     "predict.py": "3456",
     "transform.py": "356",

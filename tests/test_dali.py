@@ -17,6 +17,13 @@ from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_two_processes_train,
     trained,
 )
+from reliability_tests import (  # noqa: F401 - those that reading has to do with; all are run for part 3
+    run,
+    small_root,
+    test_a_full_disk_leaves_the_last_checkpoint,
+    test_bad_data_is_told_or_does_no_harm,
+    test_chance_follows_from_the_seed_alone,
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from test_tensorflow import MARKER, RESIZED
 
 from conftest import SMALL, Part
 from lightning_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
+from reliability_tests import *  # noqa: F403 - and these
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,9 @@ for classes in (1, 3):
         values = [loss_fn(scale * (2 * right - 1), masks).item() for scale in (-1, 0.1, 1, 20)]
         print(name, classes, values == sorted(values, reverse=True), abs(values[-1]) < 1e-3)
         logits = torch.randn(2, classes, 32, 32, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = loss_fn(logits, masks)
+        print(name, classes, "half", torch.allclose(rounded.float(), loss_fn(logits, masks), rtol=1e-5))
         loss_fn(logits, torch.zeros_like(masks)).backward()  # nothing to find
         print(name, classes, torch.isfinite(logits.grad).all().item(), True)
 iou, f1 = scores(torch.tensor([[50, 10, 0], [20, 20, 0], [0, 0, 0]]))
@@ -135,7 +139,7 @@ for name, model in MODELS.items():
 def test_losses_metrics_and_named_models(part: Part) -> None:
     (part.folder / "learn.py").write_text(LEARN)
     lines = part.run("learn.py").stdout.splitlines()
-    assert len(lines) > 30
+    assert len(lines) > 44
     assert not [line for line in lines if "False" in line]
 
 
@@ -143,9 +147,13 @@ def test_other_flags_train(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--encoder_weights", "none", "--image_size", "64", "--batch_size", "8"]
     args += ["--model", "smp_segformer_mit_b0", "--auto_lr_find", "--profiler", "simple", "--gradient_clip", 1]
     args += ["--log", "wandb", "--mixed_precision", "True", "--epochs", 8, "--early_stopping", 1]
-    done = part.run("train.py", *args, "--work_dir", work_dir)
+    keys = {"WANDB_API_KEY": "5ecre7" * 6 + "5ecr", "HF_TOKEN": "hf_" + "7oken" * 7}
+    done = part.run("train.py", *args, "--work_dir", work_dir, **keys)
     assert "bf16" in done.stdout and "--auto_lr_find: " in done.stdout
     run_dir = work_dir / "lightning"
+    written = [path.read_bytes() for path in run_dir.rglob("*") if path.is_file()]
+    for key in keys.values():  # a key is told to nobody
+        assert not any(key.encode() in content for content in [done.stdout.encode(), done.stderr.encode(), *written])
     found = float(done.stdout.split("falls fastest at ")[1].split()[0])
     metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")
     assert found / 100 <= metrics["learning_rate"].max() <= found  # it was used

@@ -15,11 +15,13 @@ from PIL import Image
 from test_tensorflow import COLUMNS
 
 from conftest import ROOT, Part, wait_for_rows
-from lightning_tests import SAME
-
-# The small config of the demo, at half its size.
-SMALL = ["--config", "configs/nail_mask_rcnn_small.py", "--encoder", "resnet18", "--encoder_weights", "none"]
-SMALL += ["--image_size", "128", "--batch_size", "4", "--workers", "1"]
+from conftest import SMALL_MASK_RCNN as SMALL
+from lightning_tests import (
+    SAME,
+    test_torchrun_starts_again_from_the_last_checkpoint,  # noqa: F401 - for the part that `part` is
+    test_when_one_process_is_killed_the_other_ends,  # noqa: F401
+)
+from reliability_tests import *  # noqa: F403 - all of its tests
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,18 @@ def test_annotations_are_the_pixels(part: Part, tmp_path: Path) -> None:
     assert sorted(one["area"] for one in first) == [70, 88, 150]
     assert content["images"][0]["width"] == 80 and content["images"][0]["height"] == 60
     assert (tmp_path / "nails" / content["images"][0]["file_name"]).exists()
+
+
+def test_noise_is_counted_and_crowds_are_told(part: Part, tmp_path: Path) -> None:
+    noise, crowd = np.zeros((500, 500), np.uint8), np.zeros((500, 500), np.uint8)
+    noise[::2, ::2] = 255  # 62,500 specks: a mask for each of them would take 16 GB
+    noise[100:110, 100:110] = 255
+    crowd[np.ix_(np.arange(500) % 10 < 5, np.arange(500) % 10 < 5)] = 255  # 2,500 squares of 25 pixels
+    for index in range(4):
+        make_pair(tmp_path / "raw", f"hand{index}", crowd if index == 3 else noise)
+    printed = part.run("data_preparation.py", "--data_root", tmp_path / "nails", "--raw", tmp_path / "raw").stdout
+    assert "instances: 2503; left out: " in printed
+    assert "more than 1000 instances" in printed and "hand3.png" in printed
 
 
 def test_own_annotations_are_not_replaced(part: Part, data_root: Path, tmp_path: Path) -> None:
@@ -266,7 +280,7 @@ def test_killed_and_resumed_ends_like_an_uninterrupted_run(part: Part, data_root
     args = ["--data_root", data_root, *SMALL, "--epochs", 4, "--limit_batches", 4]
     part.run("train.py", *args, "--work_dir", work_dir / "whole", "--workers", 0)
     run_dirs = [part.run_dir(work_dir / "whole")]
-    for how, code in [(signal.SIGKILL, -9), (signal.SIGINT, 130)]:
+    for how, code in [(signal.SIGKILL, -9), (signal.SIGTERM, 130)]:
         run_dirs.append(part.run_dir(work_dir / how.name))
         process = part.start("train.py", *args, "--work_dir", work_dir / how.name)
         wait_for_rows(run_dirs[-1] / "logs" / "metrics.csv", 2, process)
@@ -275,7 +289,7 @@ def test_killed_and_resumed_ends_like_an_uninterrupted_run(part: Part, data_root
         _, err = process.communicate(timeout=300)
         assert process.returncode == code, err
         assert "Traceback" not in err
-        if how == signal.SIGINT:
+        if how == signal.SIGTERM:
             assert "--resume" in err
             refused = part.run("train.py", *args, "--work_dir", work_dir / how.name, code=2)  # nothing is overwritten
             assert "--resume" in refused.stderr

@@ -15,6 +15,12 @@ from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_two_processes_train,
     trained,
 )
+from reliability_tests import (  # noqa: F401 - all of them are run for part 3, which has the same code
+    run,
+    small_root,
+    test_a_full_disk_leaves_the_last_checkpoint,
+    test_chance_follows_from_the_seed_alone,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,14 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL, Part, wait_for_rows
+from reliability_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 
 COLUMNS = ["epoch", "train_loss", "val_loss", "val_iou", "val_f1", "learning_rate", "seconds", "images_per_second"]
+
+
+@pytest.fixture(scope="module")
+def part(part1: Part) -> Part:
+    return part1
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +123,14 @@ def test_interrupted_says_how_to_go_on(part1: Part, data_root: Path, work_dir: P
 
 def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--log", "wandb", "--mixed_precision", "True", "--cache", "disk", "--optimizer", "adamw"]
-    done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, *args, "--epochs", 2)
+    keys = {"WANDB_API_KEY": "5ecre7" * 6 + "5ecr", "KAGGLE_KEY": "kagg1e" * 5}
+    args += ["--epochs", 2]
+    done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, *args, **keys)
     assert "bf16" in done.stdout
     run_dir = work_dir / "tensorflow"
+    written = [path.read_bytes() for path in run_dir.rglob("*") if path.is_file()]
+    for key in keys.values():  # a key is told to nobody
+        assert not any(key.encode() in content for content in [done.stdout.encode(), done.stderr.encode(), *written])
     assert list((run_dir / "logs" / "wandb").glob("offline-run-*/*.wandb"))
     assert np.isfinite(pd.read_csv(run_dir / "logs" / "metrics.csv")).all().all()
 
@@ -299,6 +310,28 @@ def test_two_machines_train_as_one(part1: Part, data_root: Path, work_dir: Path)
     args[args.index("--epochs") + 1] = 3
     part1.run("train.py", *args, "--resume")
     assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 3
+
+
+def test_when_one_machine_ends_so_does_the_other(part1: Part, data_root: Path, work_dir: Path) -> None:
+    for killed in (0, 1):
+        cluster = {"worker": [f"localhost:{free_port()}" for _ in range(2)]}
+        args = ["--data_root", data_root, "--work_dir", work_dir / str(killed), *SMALL, "--limit_batches", 1]
+        machines = [
+            part1.start(
+                "train.py",
+                *args,
+                "--epochs",
+                500,
+                TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+            )
+            for index in range(2)
+        ]
+        wait_for_rows(work_dir / str(killed) / "tensorflow" / "logs" / "metrics.csv", 1, machines[0])
+        machines[killed].kill()
+        _, err = machines[1 - killed].communicate(timeout=60)
+        assert machines[1 - killed].returncode == 1 and "Traceback" not in err
+        assert "another process of this run has ended" in err and "--resume" in err
+        machines[killed].wait()
 
 
 def free_port() -> int:

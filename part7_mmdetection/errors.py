@@ -1,0 +1,67 @@
+"""What ends a training before its time, in words."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank
+
+from dataloader import DamagedFile
+from utils import resume_command, stop
+
+# What gloo and NCCL say when a process that they wait for is gone.
+LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
+# What torch says when SIGTERM has reached a process that loads: schedulers send it to all processes of a job.
+TERMINATED = "killed by signal: Terminated"
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
+
+
+@contextlib.contextmanager
+def errors_in_words(last: Path) -> Iterator[None]:
+    """Leave with a message instead of a traceback when training is interrupted, or meets what is not its fault."""
+    try:
+        with interruptions_as_such():
+            yield
+    except KeyboardInterrupt:
+        if get_rank() > 0:  # the first process speaks for all
+            raise SystemExit(0) from None
+        stop(f"interrupted\n{go_on(last)}", code=130)
+    except torch.OutOfMemoryError:
+        stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True", code=1)
+    except DamagedFile as error:
+        damaged = str(error).splitlines()[-1].removeprefix("dataloader.DamagedFile: ")  # below a worker's traceback
+        stop(f"{damaged}\n{go_on(last)}", code=1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        room = f". Make room in {last.parent}" if error.errno in FULL else ""
+        stop(f"{error.strerror or error}{where}{room}\n{go_on(last)}", code=1)
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            reason = "by a signal, or for want of memory (fewer --workers need less)"
+            stop(f"a process that loads photographs was killed, {reason}\n{go_on(last)}", code=1)
+        if any(words in str(error) for words in LOST):
+            what = "another process of this run has ended"
+            stop(f"{what}: see what it says, or what has killed it\n{go_on(last)}", code=1)
+        raise
+
+
+@contextlib.contextmanager
+def interruptions_as_such() -> Iterator[None]:
+    """Raise KeyboardInterrupt where a library that was interrupted complains of something else, as of half a file."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__context__  # what was being handled when it was raised
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause or TERMINATED in str(error):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def go_on(last: Path) -> str:
+    """What is saved, and the command to go on with."""
+    where = f"The last whole epoch is in {last}. Go on with" if last.exists() else "Nothing is saved. Start with"
+    return f"{where}\n    {resume_command()}"
