@@ -18,8 +18,6 @@ from utils import resume_command, stop
 
 # What gloo and NCCL say when a process that they wait for is gone.
 LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
-# What torch says when SIGTERM has reached a process that loads: schedulers send it to all processes of a job.
-TERMINATED = "killed by signal: Terminated"
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
 
 
@@ -93,9 +91,10 @@ class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
 class StopOnSignal(Callback):
     """After Ctrl-C or SIGTERM, finishes the step, saves and raises Interrupted. A second Ctrl-C stops at once."""
 
+    signals = 0  # that have come to this process
+
     def __init__(self, last: Path) -> None:
         self.last = last
-        self.signals = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # not earlier: fit() begins with setting Lightning's own
@@ -103,7 +102,9 @@ class StopOnSignal(Callback):
 
     def take_note(self, number: int, frame: Any) -> None:
         """Remember the signal; on_train_batch_end does what it asks for."""
-        self.signals += 1
+        StopOnSignal.signals += 1
+        # A scheduler's SIGTERM ends the processes that load, too, and torch's handler would raise at any moment.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
             raise KeyboardInterrupt
         if self.signals == 1 and rank_zero_only.rank == 0:
@@ -142,7 +143,7 @@ def errors_in_words(last: Path) -> Iterator[None]:
         room = f". Make room in {last.parent}" if error.errno in FULL else ""
         stop(f"{error.strerror or error}{where}{room}. {go_on}", code=1)
     except RuntimeError as error:
-        if TERMINATED in str(error):
+        if "DataLoader worker" in str(error) and StopOnSignal.signals:  # schedulers end all processes of a job
             leave_interrupted(last)
         if "DataLoader worker" in str(error):
             reason = "by a signal, or for want of memory (fewer --workers need less)"

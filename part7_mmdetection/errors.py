@@ -9,12 +9,11 @@ import torch
 from mmengine.dist import get_rank
 
 from dataloader import DamagedFile
+from hooks import StopOnSignal
 from utils import resume_command, stop
 
 # What gloo and NCCL say when a process that they wait for is gone.
 LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
-# What torch says when SIGTERM has reached a process that loads: schedulers send it to all processes of a job.
-TERMINATED = "killed by signal: Terminated"
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
 
 
@@ -56,7 +55,8 @@ def interruptions_as_such() -> Iterator[None]:
         cause = error.__context__  # what was being handled when it was raised
         while cause and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__context__
-        if cause or TERMINATED in str(error):
+        # Schedulers end all processes of a job, also those that load.
+        if cause or (StopOnSignal.signals and "DataLoader worker" in str(error)):
             raise KeyboardInterrupt from None
         raise
 

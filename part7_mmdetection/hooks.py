@@ -1,5 +1,6 @@
-"""What happens between the steps of MMEngine's Runner: chance, metrics, pictures, checkpoints, an early end."""
+"""What happens between the steps of MMEngine's Runner: chance, signals, metrics, pictures, checkpoints."""
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,33 @@ class SeedSteps(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         place = [self.seed, runner.rank, runner.epoch, batch_idx]  # Mask R-CNN draws the boxes that it learns from
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+
+@HOOKS.register_module()
+class StopOnSignal(Hook):
+    """After Ctrl-C or SIGTERM, finishes the step or the validation, and stops. A second Ctrl-C stops at once."""
+
+    signals = 0  # that have come to this process
+
+    def before_train(self, runner: Runner) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.take_note)
+
+    def take_note(self, number: int, frame: Any) -> None:
+        """Remember the signal; after_train_iter does what it asks for."""
+        StopOnSignal.signals += 1
+        # A scheduler's SIGTERM ends the processes that load, too, and torch's handler would raise at any moment.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
+            raise KeyboardInterrupt
+        if self.signals == 1 and is_main_process():
+            print("\nstopping after this step or the running validation; Ctrl-C again stops at once", flush=True)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        signaled = torch.tensor(self.signals > 0, dtype=torch.float32)
+        all_reduce(signaled, "max")  # the processes have to stop together
+        if signaled:
+            raise KeyboardInterrupt
 
 
 @HOOKS.register_module()

@@ -137,6 +137,7 @@ def create_config(args: argparse.Namespace, run_dir: Path, rows: list[dict[str, 
     config.custom_hooks = [
         *config.get("custom_hooks", []),
         {"type": "SeedSteps", "seed": args.seed},
+        {"type": "StopOnSignal"},
         {"type": "PredictionGrid", "run_dir": str(run_dir)},
         {"type": "EpochEnd", "run_dir": str(run_dir), "rows": rows, "patience": args.early_stopping, "about": network},
     ]
