@@ -239,7 +239,7 @@ def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.
 
 
 def find_damaged_file(paths: pd.DataFrame) -> str | None:
-    """The first file that cannot be read or does not fit to its pair; it has become so since it was prepared.
+    """What is wrong with the first file that is so, beginning with its path; it has become so since it was prepared.
 
     tf.data says that a file is damaged, but not which, so this looks for it when that has happened.
     """
@@ -249,8 +249,10 @@ def find_damaged_file(paths: pd.DataFrame) -> str | None:
             try:
                 pixels.append(tf.io.decode_png(tf.io.read_file(path)).numpy())
             except UNREADABLE:
-                return path
+                return f"{path} is missing or damaged"
         image, mask = pixels
-        if image.shape[:2] != mask.shape[:2] or mask.max() not in (0, 255):
-            return mask_path
+        if image.shape[:2] != mask.shape[:2]:
+            return f"{mask_path} has another size than its photograph"
+        if mask.max() not in (0, 255):
+            return f"{mask_path} has other values than 0 and 255"
     return None

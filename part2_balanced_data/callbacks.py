@@ -19,7 +19,7 @@ from errors import LOST
 from image_files import overlay
 from keras2 import tf
 from model import IoU, random_generators
-from runs import write_metrics
+from runs import epochs_since_best, write_metrics
 from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
@@ -113,8 +113,7 @@ class MetricsLog(tf.keras.callbacks.Callback):
             self.tensorboard.flush()  # else a run that is killed loses its last two minutes
         if self.wandb:
             self.wandb.log(row, step=epoch + 1)
-        best_epoch = max(self.rows, key=lambda row: row[self.monitor])["epoch"]  # the first, if there are several
-        if self.patience and epoch + 1 - best_epoch >= self.patience:
+        if self.patience and epochs_since_best(self.rows, self.monitor) >= self.patience:
             print(f"no better {self.monitor} in {self.patience} epochs: stopping early")
             self.model.stop_training = True
 

@@ -1,6 +1,7 @@
 """What ends a training before its time, in words."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils import resume_command, stop
 
 # What the collective operations raise when a process or a machine that they wait for is gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
 
 
 @contextlib.contextmanager
@@ -27,20 +29,17 @@ def errors_in_words(weights_dir: Path, train_paths: pd.DataFrame, valid_paths: p
         yield
     except KeyboardInterrupt:
         saved = (tf.train.latest_checkpoint(weights_dir) or "last-0").rsplit("-", 1)[1]
-        stop(f"interrupted; {saved} epochs are saved. Go on with\n    {resume_command()}", code=130)
-    except tf.errors.ResourceExhaustedError:
+        stop(f"interrupted; epochs that are saved: {saved}. Go on with\n    {resume_command()}", code=130)
+    except (tf.errors.ResourceExhaustedError, MemoryError):
         stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True", code=1)
     except LOST:
         stop(f"another process of this run has ended: see what it says, or what has killed it. {go_on}", code=1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        stop(f"{error.strerror or error}{where}. {go_on}", code=1)
+        room = f". Make room in {weights_dir}" if error.errno in FULL else ""
+        stop(f"{error.strerror or error}{where}{room}. {go_on}", code=1)
     except UNREADABLE:
         damaged = find_damaged_file(train_paths) or find_damaged_file(valid_paths)
         if damaged is None:
             raise
-        stop(
-            f"{damaged} is missing, damaged, of another size than its pair, or a mask of more than 0 and 255; run "
-            "data_preparation.py again, with the same flags (but without --classes)",
-            code=1,
-        )
+        stop(f"{damaged}; run data_preparation.py again, with the flags that you gave before. {go_on}", code=1)

@@ -15,7 +15,7 @@ from dataloader import create_loader, load_data_path, load_source_paths, sample_
 from errors import errors_in_words
 from keras2 import sm, tf
 from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
-from runs import open_run, read_metrics, report
+from runs import open_run, read_metrics, report, why_over
 from strategy import create_strategy, throwaway_run
 from utils import choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
 
@@ -120,9 +120,9 @@ def main() -> None:
         checkpoints = Checkpoints(model, run_dir, args.monitor, network)
         done = checkpoints.restore(args.work_dir / PART / "weights")
     rows = read_metrics(args.work_dir / PART, done, args.resume)
-    if done >= args.epochs:
+    if over := why_over(args, rows, f"val_{args.monitor}"):
         if is_chief:
-            print(f"all {done} epochs are done; a larger --epochs would add some")
+            print(over)
             report(args, run_dir, rows, f"val_{args.monitor}")
             print("\n" + show_table(plan, max(rows, key=lambda row: row[f"val_{args.monitor}"])))
         return

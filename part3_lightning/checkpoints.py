@@ -14,10 +14,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import on_any_process
 from dataloader import DamagedFile
+from runs import epochs_since_best
 from utils import resume_command, stop
 
 # What gloo and NCCL say when a process that they wait for is gone.
 LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
+OUT_OF_MEMORY = "out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True"
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
 
 
@@ -56,11 +58,10 @@ class Checkpoints(Checkpoint):
         self.rows = rows
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        best_row = max(self.rows, key=lambda row: row["val_iou"])  # the first, if there are several
         beside = save_beside(trainer, self.last)
         if not trainer.is_global_zero:
             return
-        if best_row is self.rows[-1]:
+        if epochs_since_best(self.rows) == 0:
             # From the file, because --ema puts its averages there in the place of the weights.
             everything = torch.load(beside, map_location="cpu", weights_only=True)
             names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
@@ -97,13 +98,13 @@ class StopOnSignal(Callback):
         self.last = last
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # not earlier: fit() begins with setting Lightning's own
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: fit() has just set Lightning's own
             signal.signal(number, self.take_note)
 
     def take_note(self, number: int, frame: Any) -> None:
         """Remember the signal; on_train_batch_end does what it asks for."""
         StopOnSignal.signals += 1
-        # A scheduler's SIGTERM ends the processes that load, too, and torch's handler would raise at any moment.
+        # A scheduler's SIGTERM ends the processes that load, too; torch's handler would raise in the middle of a step.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
             raise KeyboardInterrupt
@@ -115,7 +116,8 @@ class StopOnSignal(Callback):
     ) -> None:
         if not on_any_process(trainer, self.signals > 0):
             return
-        # After an epoch's last step comes its validation. And gradients that are still adding up are not saved.
+        # Not after an epoch's last step: its validation comes first, and on_train_epoch_start stops the run. And not
+        # while gradients add up, which no checkpoint holds.
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             beside = save_beside(trainer, self.last)
             if trainer.is_global_zero:
@@ -133,8 +135,8 @@ def errors_in_words(last: Path) -> Iterator[None]:
     go_on = f"Then go on with\n    {resume_command()}"
     try:
         yield
-    except torch.OutOfMemoryError:
-        stop("out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True", code=1)
+    except (torch.OutOfMemoryError, MemoryError):
+        stop(OUT_OF_MEMORY, code=1)
     except DamagedFile as error:
         damaged = str(error).splitlines()[-1].removeprefix("dataloader.DamagedFile: ")  # below a worker's traceback
         stop(f"{damaged}. {go_on}" if last.exists() else damaged, code=1)
@@ -146,8 +148,10 @@ def errors_in_words(last: Path) -> Iterator[None]:
         if "DataLoader worker" in str(error) and StopOnSignal.signals:  # schedulers end all processes of a job
             leave_interrupted(last)
         if "DataLoader worker" in str(error):
-            reason = "by a signal, or for want of memory (fewer --workers need less)"
+            reason = "by a signal, or for want of memory (fewer --workers need less; in a container, see --shm-size)"
             stop(f"a process that loads photographs was killed, {reason}. {go_on}", code=1)
+        if "DefaultCPUAllocator" in str(error):  # of memory that is not a GPU's
+            stop(OUT_OF_MEMORY, code=1)
         if any(words in str(error) for words in LOST):
             stop(f"another process of this run has ended: see what it says, or what has killed it. {go_on}", code=1)
         raise
@@ -156,6 +160,10 @@ def errors_in_words(last: Path) -> Iterator[None]:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
         leave_interrupted(last)
+    except Exception as error:
+        if type(error).__module__.startswith("wandb"):  # which is only imported for those who want it
+            stop(f"--log wandb: {error}. Run 'wandb login' first, or set WANDB_MODE=offline")
+        raise
 
 
 def leave_interrupted(last: Path) -> NoReturn:

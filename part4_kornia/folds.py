@@ -37,7 +37,7 @@ def train_all_folds(args: argparse.Namespace, run_dir: Path, folds: list[str]) -
             words = [word for word in sys.argv if word != "--resume" or begun]
             code = wait_for(subprocess.Popen([sys.executable, *words, "--fold", fold]))  # the last --fold counts
             if code:
-                stop(f"fold {fold} did not end. Go on with all of them:\n    {resume_command()}", code)
+                stop(f"stopped in fold {fold}. Go on with all of them:\n    {resume_command()}", code)
         metrics = pd.read_csv(fold_dir / "logs" / "metrics.csv")
         best = metrics.iloc[metrics["val_iou"].argmax()]
         rows.append({"fold": fold, "best_epoch": int(best["epoch"]), "iou": best["val_iou"], "f1": best["val_f1"]})
@@ -58,12 +58,14 @@ def is_finished(fold_dir: Path, args: argparse.Namespace) -> bool:
 
 
 def wait_for(process: subprocess.Popen) -> int:
-    """The exit code of a process that gets our signals and deals with them itself."""
+    """The exit code of a process that gets our signals and deals with them itself; never 0 after one of them."""
+    signals = []
 
     def pass_on(number: int, frame: Any) -> None:
+        signals.append(number)
         if number == signal.SIGTERM:  # Ctrl-C reaches it without our help
             process.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
-    return process.wait()
+    return process.wait() or (130 if signals else 0)  # 0: it was about to end, and has; but no other shall begin

@@ -28,7 +28,7 @@ from folds import fold_or_all, train_all_folds
 from losses import LOSSES
 from memory import keep_freed_memory
 from model import ARCHS, ENCODERS, MODELS, SegmentationModel, is_encoder
-from runs import open_run, read_metrics, report
+from runs import open_run, read_metrics, report, why_over
 from utils import (
     choose_devices,
     choose_precision,
@@ -162,9 +162,9 @@ def main() -> None:
     last = run_dir / "weights" / "last.ckpt"
     done = epochs_done(last) if args.resume else 0
     rows = read_metrics(run_dir, done, args.resume)
-    if done >= args.epochs:
+    if over := why_over(args, rows):
         if is_first:
-            print(f"all {done} epochs are done; a larger --epochs would add some")
+            print(over)
             report(args, run_dir, rows)
         return
 

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from image_files import overlay
 from model import Normalize, to_labels
-from runs import write_metrics
+from runs import epochs_since_best, write_metrics
 from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
@@ -129,8 +129,7 @@ class MetricsLog(Callback):
             f"epoch {row['epoch']}/{trainer.max_epochs}: loss {row['train_loss']:.4f}, in validation "
             f"{row['val_loss']:.4f}, IoU {row['val_iou']:.4f}, F1 {row['val_f1']:.4f}; {row['seconds']:.1f} s"
         )
-        best_epoch = max(self.rows, key=lambda row: row["val_iou"])["epoch"]  # the first, if there are several
-        if self.patience and row["epoch"] - best_epoch >= self.patience:
+        if self.patience and epochs_since_best(self.rows) >= self.patience:
             trainer.print(f"no better IoU in {self.patience} epochs: stopping early")
             trainer.should_stop = True
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from utils import RESTARTED, command, stop
 
-PARENT = "parent_process"  # in config.json: whose processes started this run; torchrun's are all children of one
+STARTED_BY = "started_by"  # in config.json: which torchrun has begun the run
 
 
 def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
@@ -35,7 +35,7 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
         for name in ["weights", "logs"]:
             (run_dir / name).mkdir(parents=True, exist_ok=True)
         config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        config |= {"versions": installed_versions(), "commit": git_commit(), PARENT: os.getppid()}
+        config |= {"versions": installed_versions(), "commit": git_commit(), STARTED_BY: this_torchrun()}
         beside = config_file.with_suffix(".tmp")
         beside.write_text(json.dumps(config, indent=2) + "\n")
         beside.replace(config_file)
@@ -46,9 +46,15 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
 
 def goes_on(args: argparse.Namespace, config_file: Path) -> bool:
     """Whether a run is to be continued: with --resume, or when torchrun starts again what it has started before."""
-    if "--resume" in sys.argv or not RESTARTED:
+    if "--resume" in sys.argv or not RESTARTED:  # after a restart, args.resume is true in any case
         return args.resume
-    return config_file.exists() and read_config(config_file).get(PARENT) == os.getppid()
+    return config_file.exists() and read_config(config_file).get(STARTED_BY) == this_torchrun()
+
+
+def this_torchrun() -> str | None:
+    """What the processes of one torchrun have in common, also those that it starts again; None without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"torchrun {run_id}, process {os.getppid()}" if run_id else None
 
 
 def read_config(config_file: Path) -> dict[str, Any]:
@@ -82,11 +88,11 @@ def as_typed(name: str, value: Any) -> str:
 
 def installed_versions() -> dict[str, str]:
     """The version of Python and of each package that this part's requirements.in names."""
-    lines = Path(__file__).with_name("requirements.in").read_text().splitlines()
+    file = Path(__file__).with_name("requirements.in")
     versions = {"python": sys.version.split()[0]}
-    for line in lines:
+    for line in file.read_text().splitlines() if file.exists() else []:
         name = re.split(r"[^\w.-]", line)[0]  # before an extra, a version or a comment
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):  # who needs it has said so
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):  # not installed, or no name
             versions[name] = importlib.metadata.version(name)
     return versions
 
@@ -117,6 +123,18 @@ def read_metrics(run_dir: Path, epochs: int, resume: bool) -> list[dict[str, flo
         way = "put back what is missing, or start again in another --work_dir"
         stop(f"--resume: {file} has {len(rows)} epochs, the last checkpoint in weights/ {epochs}; {way}")
     return rows[:epochs]
+
+
+def epochs_since_best(rows: Sequence[dict[str, float]], monitor: str = "val_iou") -> int:
+    """How many epochs ago the best one was: the first with the highest `monitor`."""
+    return len(rows) - 1 - max(range(len(rows)), key=lambda index: rows[index][monitor])
+
+
+def why_over(args: argparse.Namespace, rows: Sequence[dict[str, float]], monitor: str = "val_iou") -> str | None:
+    """What to say where --resume finds a run without an epoch left to do; None if there are some."""
+    if rows and args.early_stopping and epochs_since_best(rows, monitor) >= args.early_stopping:
+        return f"this run has stopped early, after {len(rows)} epochs; a larger --early_stopping would go on"
+    return f"all {len(rows)} epochs are done" if len(rows) >= args.epochs else None
 
 
 def write_metrics(run_dir: Path, rows: list[dict[str, float]]) -> None:

@@ -27,7 +27,7 @@ from folds import fold_or_all, train_all_folds
 from losses import LOSSES
 from memory import keep_freed_memory
 from model import ENCODERS, SegmentationModel, load_model, needs_hub, new_model
-from runs import open_run, read_metrics, report
+from runs import open_run, read_metrics, report, why_over
 from share import check_login, first_line, share
 from utils import (
     choose_devices,
@@ -160,9 +160,9 @@ def main() -> None:
     last = run_dir / "weights" / "last.ckpt"
     done = epochs_done(last) if args.resume else 0
     rows = read_metrics(run_dir, done, args.resume)
-    if done >= args.epochs:
+    if over := why_over(args, rows):
         if is_first:
-            print(f"all {done} epochs are done; a larger --epochs would add some")
+            print(over)
             report(args, run_dir, rows)
             share(run_dir, rows, len(train_paths), args.push_to_hub)
         return

@@ -15,9 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from PIL import Image
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from runs import write_metrics
+from runs import epochs_since_best, write_metrics
 from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
@@ -34,7 +35,8 @@ class SeedSteps(Hook):
         runner.train_dataloader.dataset.epoch.fill_(runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        place = [self.seed, runner.rank, runner.epoch, batch_idx]  # Mask R-CNN draws the boxes that it learns from
+        # Mask R-CNN draws at random which boxes it learns from.
+        place = [self.seed, runner.rank, runner.epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
@@ -50,8 +52,10 @@ class StopOnSignal(Hook):
 
     def take_note(self, number: int, frame: Any) -> None:
         """Remember the signal; after_train_iter does what it asks for."""
+        if get_worker_info():
+            return  # one of the processes that load: the main one decides when they have done their work
         StopOnSignal.signals += 1
-        # A scheduler's SIGTERM ends the processes that load, too, and torch's handler would raise at any moment.
+        # A scheduler's SIGTERM ends the processes that load, too; torch's handler would raise in the middle of a step.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if self.signals > 1 and number == signal.SIGINT:  # a scheduler may send SIGTERM twice, and means the same
             raise KeyboardInterrupt
@@ -121,10 +125,10 @@ class EpochEnd(Hook):
             "segm_mAP": metrics["coco/segm_mAP"],
         }
         self.rows.append(row)
-        best_row = max(self.rows, key=lambda row: row["segm_mAP"])  # the first, if there are several
+        since_best = epochs_since_best(self.rows, "segm_mAP")
         if is_main_process():
             write_metrics(self.run_dir, self.rows)
-            self.save(runner, is_best=best_row is row)
+            self.save(runner, is_best=since_best == 0)
             print(
                 f"epoch {row['epoch']}/{runner.max_epochs}: loss {row['train_loss']:.4f}, in validation "
                 f"bbox mAP {row['bbox_mAP']:.3f}, segm mAP {row['segm_mAP']:.3f}, IoU {row['val_iou']:.4f}; "
@@ -132,7 +136,7 @@ class EpochEnd(Hook):
                 flush=True,
             )
         runner.visualizer.add_scalars({name: value for name, value in row.items() if value is not None}, runner.epoch)
-        if self.patience and row["epoch"] - best_row["epoch"] >= self.patience:
+        if self.patience and since_best >= self.patience:
             if is_main_process():
                 print(f"no better segm mAP in {self.patience} epochs: stopping early")
             runner.train_loop.stop_training = True

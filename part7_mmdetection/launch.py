@@ -29,7 +29,7 @@ def launch(devices: list[str]) -> NoReturn:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=len(devices),
-        run_id=uuid.uuid4().hex,
+        run_id=f"train.py {uuid.uuid4().hex}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -42,12 +42,12 @@ def launch(devices: list[str]) -> NoReturn:
         if code < 0:  # by a signal, of which it could not speak
             stop(f"a process of this run was killed by signal {-code}. Go on with\n    {resume_command()}", code=1)
         sys.exit(code)
-    except SignalException as signaled:
-        sys.exit(128 + signaled.sigval)
+    except SignalException:  # of which the first process has spoken
+        sys.exit(130)
 
 
-def leave_with_parent() -> None:
-    """Wait until the process that has started this one is gone, however it ended, and leave as after Ctrl-C."""
+def stop_when_parent_is_gone() -> None:
+    """Wait until the process that has started this one has ended, however it did, and stop as after Ctrl-C."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
@@ -56,7 +56,7 @@ def leave_with_parent() -> None:
 
 def join_processes(launcher: str, on_gpu: bool) -> None:
     """Meet the other processes of this run, and take the GPU that is this process's own."""
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=stop_when_parent_is_gone, daemon=True).start()
     if on_gpu:
         init_dist(launcher, backend="nccl")
     elif launcher == "slurm":

@@ -22,10 +22,10 @@ from mmengine.runner import Runner
 
 import hooks  # noqa: F401 - they register themselves
 from dataloader import data_config
-from errors import errors_in_words
+from errors import config_errors_in_words, errors_in_words
 from launch import join_processes, launch, use_device
 from model import ENCODERS, adapt_model, describe, epochs_done, refuse_other_weights, replace_everywhere
-from runs import open_run, read_metrics, report
+from runs import open_run, read_metrics, report, why_over
 from utils import choose_devices, choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
 
 HERE = Path(__file__).parent
@@ -74,8 +74,10 @@ def choose_hardware(args: argparse.Namespace) -> None:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if args.launcher == "none":
         args.device = choose_devices(args.device, gpus)
+    elif "cpu" in (args.device or []) or not gpus:
+        args.device = ["cpu"]
     else:
-        args.device = [f"gpu:{number}" for number in range(len(gpus))] or ["cpu"]  # those of this machine
+        args.device = [f"gpu:{number}" for number in range(len(gpus))]  # all that torchrun lets its processes see
     on_gpu = args.device[0] != "cpu"
     if not on_gpu and args.mixed_precision not in (None, "False"):
         print("warning: --mixed_precision: MMEngine has it on GPUs only; training in fp32")
@@ -165,16 +167,17 @@ def main() -> None:
         join_processes(args.launcher, on_gpu=args.device[0] != "cpu")
     else:
         use_device(args.device[0])
-    if done >= args.epochs:
+    if over := why_over(args, rows, "segm_mAP"):
         if is_first:
-            print(f"all {done} epochs are done; to train on, see --encoder_weights in the README")
+            print(f"{over}; to train on, see --encoder_weights in the README")
             report(args, run_dir, rows, monitor="segm_mAP")
         return
 
     register_all_modules()
-    config = create_config(args, run_dir, rows, get_world_size())
     with errors_in_words(last):
-        runner = Runner.from_cfg(config)
+        with config_errors_in_words(args.config):
+            config = create_config(args, run_dir, rows, get_world_size())
+            runner = Runner.from_cfg(config)
         if config.load_from and not args.resume:
             refuse_other_weights(runner.model, Path(config.load_from))
         runner.train()

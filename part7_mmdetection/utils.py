@@ -170,6 +170,9 @@ def command(script: str, *words: object) -> str:
 
 def resume_command() -> str:
     """This very command with --resume."""
+    # What part 7 starts by itself has a name that begins so; of a torchrun of the user's, the flags are not known here.
+    if not os.environ.get("TORCHELASTIC_RUN_ID", "train.py").startswith("train.py"):
+        return "the same torchrun command, with --resume at its end"
     return command("train.py", *[word for word in sys.argv[1:] if word != "--resume"], "--resume")
 
 
@@ -180,7 +183,7 @@ def treat_sigterm_like_ctrl_c() -> None:
         raise KeyboardInterrupt
 
     def say(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if issubclass(kind, KeyboardInterrupt):  # while nothing else takes care of it: before the first step
+        if issubclass(kind, KeyboardInterrupt):  # before the first step, nothing else catches it
             print("error: interrupted", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, traceback)

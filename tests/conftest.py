@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,15 +48,26 @@ class Part:
         self.python = python_of(name)
         shutil.copytree(ROOT / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
         self.warm: subprocess.Popen[str] | None = None
+        self.forked: Forked | None = None
 
     def run_dir(self, work_dir: Path) -> Path:
         """Where its runs are: part2_balanced_data has <work_dir>/balanced."""
         return work_dir / self.name.split("_")[1]
 
-    def start(self, script: str, *args: object, **env: str) -> subprocess.Popen[str]:
-        """Start one of its scripts in a process group of its own."""
+    def start(self, script: str, *args: object, warm: bool = True, **env: str) -> "subprocess.Popen[str] | Forked":
+        """Start one of its scripts in a process group of its own.
+
+        With `warm`, train.py and predict.py find their libraries imported, and there may be only one of them at a time.
+        """
+        command = [script, *map(str, args)]
+        if warm and script in ("train.py", "predict.py") and not env:
+            if self.forked and self.forked.poll() is None:  # a test that failed has left it
+                stop_group(self.forked.pid)
+                self.forked.communicate()
+            self.forked = Forked(self.forks(), command)
+            return self.forked
         return subprocess.Popen(
-            [str(self.python), script, *map(str, args)],
+            [str(self.python), *command],
             cwd=self.folder,
             env=os.environ | {"WANDB_MODE": "offline"} | env,
             stdout=subprocess.PIPE,
@@ -65,49 +76,53 @@ class Part:
             start_new_session=True,
         )
 
-    def run(self, script: str, *args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *args: object, code: int = 0, warm: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of its scripts to its end, which has to be `code`, and without a traceback."""
-        if script in ("train.py", "predict.py") and not env:
-            return self.run_warm([script, *map(str, args)], code)
-        process = self.start(script, *args, **env)
+        process = self.start(script, *args, warm=warm, **env)
         try:
             out, err = process.communicate(timeout=600)
         finally:
             stop_group(process.pid)
         assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
         assert "Traceback" not in err, err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return subprocess.CompletedProcess([script, *args], process.returncode, out, err)
 
-    def run_warm(self, command: list[str], code: int) -> subprocess.CompletedProcess[str]:
-        """The same by a process that has imported the libraries before."""
-        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            pid = self.start_warm(command, out.name, err.name)
-            timer = threading.Timer(600, stop_group, [pid])
-            timer.daemon = True
-            timer.start()
-            returncode = self.wait_warm(pid)
-            timer.cancel()
-            printed = [Path(file.name).read_text() for file in (out, err)]
-        assert returncode == code, "\n".join([f"exit {returncode}", *printed])
-        assert "Traceback" not in printed[1], printed[1]
-        return subprocess.CompletedProcess(command, returncode, *printed)
-
-    def start_warm(self, command: list[str], out: str, err: str) -> int:
-        """Start a script by warm.py, its output and errors in files; returns the number of its process."""
+    def forks(self) -> subprocess.Popen[str]:
+        """The process that has imported the libraries, and forks; see warm.py."""
         if self.warm is None:
             shutil.copy(ROOT / "tests" / "warm.py", self.folder)
             pipe, env = subprocess.PIPE, os.environ | {"WANDB_MODE": "offline"}
             modules = [str(self.python), "warm.py", "train", "predict"]
             self.warm = subprocess.Popen(modules, cwd=self.folder, env=env, stdin=pipe, stdout=pipe, text=True)
-        self.warm.stdin.write(json.dumps([command, out, err]) + "\n")
-        self.warm.stdin.flush()
-        return int(self.warm.stdout.readline())
+        return self.warm
 
-    def wait_warm(self, pid: int) -> int:
-        """The exit code of what start_warm started, when it has ended; ends what it has left behind."""
-        returncode = int(self.warm.stdout.readline())
-        stop_group(pid)
-        return returncode
+
+class Forked:
+    """A script that warm.py runs: as much of a Popen as the tests need."""
+
+    def __init__(self, warm: subprocess.Popen[str], command: list[str]) -> None:
+        self.warm, self.returncode = warm, None
+        self.out, self.err = tempfile.NamedTemporaryFile(), tempfile.NamedTemporaryFile()  # noqa: SIM115
+        warm.stdin.write(json.dumps([command, self.out.name, self.err.name]) + "\n")
+        warm.stdin.flush()
+        self.pid = int(warm.stdout.readline())
+
+    def poll(self, timeout: float = 0) -> int | None:
+        """Its exit code, or None if it is still running after so many seconds."""
+        if self.returncode is None and select.select([self.warm.stdout], [], [], timeout)[0]:
+            self.returncode = int(self.warm.stdout.readline())
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it has printed, and its errors."""
+        if self.poll(timeout) is None:
+            raise subprocess.TimeoutExpired("warm.py", timeout)
+        return Path(self.out.name).read_text(), Path(self.err.name).read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 def stop_group(pid: int) -> None:

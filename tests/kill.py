@@ -2,9 +2,9 @@
 
     .venv-tf/bin/python tests/kill.py part3_lightning
 
-Half of the moments are drawn evenly from the time that a training takes, the others are when a checkpoint is being
-written. Each end has to be that of a training that nobody killed: every number in metrics.csv, but the times, and every
-number in the checkpoints.
+Half of the moments are drawn evenly from the time that a training takes, the others from the 20 ms after a file of a
+checkpoint was begun. Each end has to be that of a training that nobody killed: every number in metrics.csv, but the
+times, and every number in the checkpoints.
 """
 
 import argparse
@@ -73,13 +73,14 @@ class Trial:
     def kill_and_resume(self, work_dir: Path, seconds: float, checkpoint: int | None) -> int | None:
         """Returns how many epochs had to be repeated; None if it came too late."""
         run_dir = self.part.run_dir(work_dir)
-        pid = self.part.start_warm(self.command(work_dir), "/dev/null", "/dev/null")
+        process = self.part.start(*self.command(work_dir))
         began = time.monotonic()
         if checkpoint:
             wait_until_it_writes(run_dir / "weights", checkpoint, began + 60)
         time.sleep(seconds)
-        stop_group(pid)
-        if self.part.wait_warm(pid) != -9:
+        stop_group(process.pid)
+        process.communicate()
+        if process.returncode != -9:
             return None  # it had ended before
         metrics = run_dir / "logs" / "metrics.csv"
         rows = len(pd.read_csv(metrics)) if metrics.exists() else 0
@@ -140,10 +141,9 @@ def main() -> None:
                 continue
             number += 1
             different = trial.differences(runs[0], trial.part.run_dir(work_dir))
-            print(
-                f"  killed at {how}: {repeated} epochs repeated; other than without: {different[:4] or 'nothing'}",
-                flush=True,
-            )
+            after = f"file {how[1]} of its checkpoints was begun" if how[1] else "it was started"
+            print(f"  killed {how[0]:.3f} s after {after}: {repeated} epochs repeated; different: ", end="")
+            print(different[:4] or "nothing", flush=True)
             same += not different
             repeated_most = max(repeated, repeated_most)
             shutil.rmtree(work_dir)

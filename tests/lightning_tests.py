@@ -64,7 +64,8 @@ def masks_below(folder: Path) -> dict[str, np.ndarray]:
 
 def test_predict_and_export(trained: tuple[Path, str], part: Part, data_root: Path, tmp_path: Path) -> None:
     weights = trained[0] / "weights" / "best.ckpt"
-    part.run("predict.py", "--weights", weights, "--images", data_root, "--output_dir", tmp_path / "torch")
+    torch_args = ["--weights", weights, "--images", data_root, "--output_dir", tmp_path / "torch"]
+    part.run("predict.py", *torch_args, warm=False)  # it has to import what it needs by itself
     valid = pd.read_csv(data_root / "csv_file" / "valid.csv", dtype={"source": str})
     counts = []
     for row in valid.itertuples():
@@ -133,7 +134,7 @@ def test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run(
         wait_for_rows(run_dir / "logs" / "metrics.csv", 2, process)
         time.sleep(0.4)  # somewhere in an epoch
         if how == signal.SIGKILL:
-            process.kill()
+            process.send_signal(how)
         else:
             os.killpg(process.pid, how)  # Ctrl-C and a scheduler's SIGTERM reach the processes that load, too
         _, err = process.communicate(timeout=300)
@@ -208,7 +209,8 @@ def children_of(pid: int) -> list[int]:
 def test_when_one_process_is_killed_the_other_ends(part: Part, small_root: Path, work_dir: Path) -> None:
     args = ["--data_root", small_root, *part.small, "--batch_size", 4, "--workers", 0, "--epochs", 500]
     for who in ["the first", "the other"]:
-        process = part.start("train.py", *args, "--work_dir", work_dir / who, "--device", "cpu", "cpu")
+        more = ["--work_dir", work_dir / who, "--device", "cpu", "cpu"]
+        process = part.start("train.py", *args, *more, warm=False)
         wait_for_rows(part.run_dir(work_dir / who) / "logs" / "metrics.csv", 1, process)
         others = children_of(process.pid)
         os.kill(process.pid if who == "the first" else others[-1], signal.SIGKILL)

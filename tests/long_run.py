@@ -8,13 +8,12 @@ Looks at the process and all that it starts once a second, and compares the seco
 import argparse
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from conftest import PARTS, ROOT, Part
+from conftest import PARTS, ROOT, Part, stop_group
 
 EPOCHS = 200
 
@@ -59,18 +58,18 @@ def main() -> None:
         subprocess.run(list(map(str, draw)), check=True, capture_output=True)
         part.run("data_preparation.py", "--data_root", data_root)
         flags = [*part.small, "--batch_size", 4, "--epochs", EPOCHS, "--limit_batches", 2, "--log", "tensorboard"]
-        command = ["train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags]
-        pid = part.start_warm(list(map(str, command)), "/dev/null", "/dev/null")
+        process = part.start("train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags)
         run_dir = part.run_dir(folder / "runs")
         seen = []
-        while Path(f"/proc/{pid}/exe").exists():  # a link that leads nowhere when it has ended
-            found = look(pid, run_dir)
-            if found and (run_dir / "logs" / "metrics.csv").exists():
-                seen.append(found)
-            time.sleep(1)
-        code = part.wait_warm(pid)
+        try:
+            while process.poll(timeout=1) is None:
+                found = look(process.pid, run_dir)
+                if found and (run_dir / "logs" / "metrics.csv").exists():
+                    seen.append(found)
+        finally:  # also after Ctrl-C
+            stop_group(process.pid)
         metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")
-        assert code == 0 and len(metrics) == EPOCHS, (code, len(metrics))
+        assert process.returncode == 0 and len(metrics) == EPOCHS, (process.returncode, len(metrics))
         fifths = np.array_split(np.array(seen), 5)
         second, last = (np.median(fifths[number], axis=0) for number in (1, 4))
         seconds = [np.median(part) for part in np.array_split(metrics["seconds"].to_numpy(), 5)]

@@ -168,7 +168,7 @@ def test_killed_and_resumed_ends_like_an_uninterrupted_run(part2: Part, data_roo
     csv_file = work_dir / "killed" / "balanced" / "logs" / "metrics.csv"
     wait_for_rows(csv_file, 2, killed)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     args += ["--work_dir", work_dir / "killed", "--resume"]
     refused = part2.run("train.py", *args, "--balance", "none", code=2)
     assert "--balance uniform" in refused.stderr

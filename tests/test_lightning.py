@@ -176,6 +176,9 @@ def test_no_network_is_said_at_once(part: Part, data_root: Path, work_dir: Path)
     done = part.run("train.py", *args, code=2, **nowhere)
     assert "--encoder_weights none" in done.stderr and "--encoder_weights FILE" in done.stderr
     assert "Retrying" not in done.stderr
+    args += ["--encoder_weights", "none", "--log", "wandb"]
+    done = part.run("train.py", *args, code=2, **nowhere, WANDB_MODE="online")
+    assert "--log wandb: " in done.stderr and "WANDB_MODE=offline" in done.stderr
 
 
 def test_all_folds(part: Part, data_root: Path, work_dir: Path, tmp_path: Path) -> None:

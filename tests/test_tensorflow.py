@@ -69,6 +69,7 @@ def test_predict_writes_masks_of_the_original_size_and_true_metrics(
         data_root,
         "--output_dir",
         tmp_path,
+        warm=False,  # predict.py has to import what it needs by itself
     )
     valid = pd.read_csv(data_root / "csv_file" / "valid.csv", dtype={"source": str})
     counts = []
@@ -98,7 +99,7 @@ def test_killed_and_resumed_ends_like_an_uninterrupted_run(part1: Part, data_roo
     csv_file = work_dir / "killed" / "tensorflow" / "logs" / "metrics.csv"
     wait_for_rows(csv_file, 2, killed)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     part1.run("train.py", *args, "--work_dir", work_dir / "killed", "--resume")
     whole = pd.read_csv(work_dir / "whole" / "tensorflow" / "logs" / "metrics.csv")
     resumed = pd.read_csv(csv_file)
@@ -135,39 +136,14 @@ def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path
     assert np.isfinite(pd.read_csv(run_dir / "logs" / "metrics.csv")).all().all()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(part1: Part, data_root: Path, work_dir: Path) -> None:
-    args = [
-        "--data_root",
-        data_root,
-        "--work_dir",
-        work_dir,
-        *SMALL,
-        "--learning_rate",
-        "1e30",
-        "--optimizer",
-        "adamw",
-        "--epochs",
-        3,
-    ]
-    done = part1.run("train.py", *args, code=1)
-    assert "--learning_rate" in done.stderr and "nan" in done.stderr
-
-
-def test_a_file_that_became_corrupt_is_named(part1: Part, data_root: Path, work_dir: Path) -> None:
-    broken = sorted((data_root / "train" / "images" / "0").iterdir())[3]
-    content = broken.read_bytes()
-    broken.write_bytes(content[: len(content) // 2])
-    try:
-        done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, code=1)
-    finally:
-        broken.write_bytes(content)
-    assert str(broken) in done.stderr
-
-
 def test_no_network_is_said_at_once(part1: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, "--encoder", "efficientnetb0"]
-    done = part1.run("train.py", *args, code=2, HOME=str(work_dir), https_proxy="http://127.0.0.1:9")
+    nowhere = {"HOME": str(work_dir), "https_proxy": "http://127.0.0.1:9"}
+    done = part1.run("train.py", *args, code=2, **nowhere)
     assert "--encoder_weights none" in done.stderr and "--encoder_weights FILE" in done.stderr
+    args += ["--encoder_weights", "none", "--log", "wandb"]
+    done = part1.run("train.py", *args, code=2, **nowhere, WANDB_MODE="online")
+    assert "--log wandb: " in done.stderr and "WANDB_MODE=offline" in done.stderr
 
 
 EVALUATE = """
