@@ -7,6 +7,7 @@ https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearni
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         try:
+            self.remove_unfinished()
             if logs[self.monitor] > self.best_iou:
                 self.best_iou.assign(logs[self.monitor])
                 self.save_best()
@@ -225,6 +227,12 @@ class Checkpoints(tf.keras.callbacks.Callback):
             # Such as "{{…}} /path/last-2_temp/part-0; File too large [Op:SaveV2]".
             reason = str(error).split("; ")[-1].split(" [")[0]
             raise OSError(0, f"the checkpoint cannot be written, {reason}", str(self.weights_dir)) from error
+
+    def remove_unfinished(self) -> None:
+        """Remove what is left of a checkpoint in the middle of which a run ended: killed, or with a full disk."""
+        (self.weights_dir / "new.h5").unlink(missing_ok=True)
+        for folder in self.weights_dir.glob("last-*_temp"):  # TensorFlow's own, of last-*
+            shutil.rmtree(folder)
 
     def save_best(self) -> None:
         """Write best.h5."""

@@ -61,11 +61,12 @@ class Checkpoints(Checkpoint):
         beside = save_beside(trainer, self.last)
         if not trainer.is_global_zero:
             return
+        best_beside = self.best.with_name("new.tmp")
+        best_beside.unlink(missing_ok=True)  # of a run that ended while it wrote it
         if epochs_since_best(self.rows) == 0:
             # From the file, because --ema puts its averages there in the place of the weights.
             everything = torch.load(beside, map_location="cpu", weights_only=True)
             names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
-            best_beside = self.best.with_name("new.tmp")
             with best_beside.open("wb") as file:  # Python's own, which says so when the disk is full
                 torch.save({name: everything[name] for name in names}, file)
             best_beside.replace(self.best)

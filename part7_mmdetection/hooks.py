@@ -146,11 +146,13 @@ class EpochEnd(Hook):
         weights = self.run_dir / "weights"
         meta = {"epoch": runner.epoch, "iter": runner.iter}
         runner.save_checkpoint(str(weights), "last.tmp", meta=meta)
+        best_beside = weights / "new.tmp"
+        best_beside.unlink(missing_ok=True)  # of a run that ended while it wrote it
         if is_best:
             everything = torch.load(weights / "last.tmp", map_location="cpu", weights_only=True)
-            with (weights / "new.tmp").open("wb") as file:  # Python's own, which says so when the disk is full
+            with best_beside.open("wb") as file:  # Python's own, which says so when the disk is full
                 torch.save({name: everything[name] for name in ["meta", "state_dict"]}, file)
-            (weights / "new.tmp").replace(weights / "best.pth")
+            best_beside.replace(weights / "best.pth")
         # Last of all: if the run is killed before this, --resume repeats the epoch, and writes its best.pth again.
         (weights / "last.tmp").replace(weights / "last.pth")
 
