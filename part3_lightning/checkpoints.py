@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils import resume_command, stop
 
 # What gloo and NCCL say when a process that they wait for is gone.
 LOST = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process"]
+ENDED = "another process of this run has ended: see what it says, or what has killed it"
 OUT_OF_MEMORY = "out of memory; try a smaller --batch_size or --image_size, or --mixed_precision True"
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]  # the disk, one's share of it, or what a file may have
 
@@ -134,6 +136,13 @@ class StopOnSignal(Callback):
 def errors_in_words(last: Path) -> Iterator[None]:
     """Leave with a message instead of a traceback when training is interrupted, or meets what is not its fault."""
     go_on = f"Then go on with\n    {resume_command()}"
+
+    def in_words(record: logging.LogRecord) -> bool:
+        record.msg = f"error: {ENDED}. {go_on}"
+        return True
+
+    # With one process gone, the others may wait for it for ever. Lightning kills them, and this is its last message.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").addFilter(in_words)
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
@@ -154,7 +163,7 @@ def errors_in_words(last: Path) -> Iterator[None]:
         if "DefaultCPUAllocator" in str(error):  # of memory that is not a GPU's
             stop(OUT_OF_MEMORY, code=1)
         if any(words in str(error) for words in LOST):
-            stop(f"another process of this run has ended: see what it says, or what has killed it. {go_on}", code=1)
+            stop(f"{ENDED}. {go_on}", code=1)
         raise
     except (KeyboardInterrupt, Interrupted, SystemExit) as error:
         # Lightning makes exit code 1 of a KeyboardInterrupt; other exits have said their reason.

@@ -26,9 +26,9 @@ EPOCHS = 4
 TIMES = ["seconds", "images_per_second"]  # columns of metrics.csv
 SAME_TENSORFLOW = """
 import sys
-from keras2 import tf
 import h5py
 import numpy as np
+import tensorflow as tf
 
 def arrays(folder):
     reader = tf.train.load_checkpoint(folder)

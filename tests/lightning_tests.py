@@ -215,7 +215,8 @@ def test_when_one_process_is_killed_the_other_ends(part: Part, small_root: Path,
         others = children_of(process.pid)
         os.kill(process.pid if who == "the first" else others[-1], signal.SIGKILL)
         _, err = process.communicate(timeout=60)  # the pipe is closed when both have ended
-        assert process.returncode == (-9 if who == "the first" else 1)
+        # The other may be waiting for the first one, and be killed by Lightning's watcher, which looks every 5 seconds.
+        assert process.returncode in ([-9] if who == "the first" else [1, -9])
         assert "Traceback" not in err
         assert "--resume" in err.split("error: ")[-1]
         stop_group(process.pid)
