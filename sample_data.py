@@ -272,7 +272,8 @@ def main() -> None:
     for flag, lowest in (("images", 10), ("seed", 0)):
         if getattr(args, flag) < lowest:
             parser.error(f"argument --{flag}: {getattr(args, flag)} is not a whole number of at least {lowest}")
-    root, kinds, begun = args.data_root, ("images", "labels") if args.kaggle else ("Images", "Masks"), time.time()
+    root, begun = args.data_root.expanduser(), time.time()
+    kinds = ("images", "labels") if args.kaggle else ("Images", "Masks")
     temporary, note = root / ".sample_data_tmp", root / "sample_data.json"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as after Ctrl-C, and leave nothing behind
     try:

@@ -85,9 +85,24 @@ def device(text: str) -> str:
     return text
 
 
+def word(text: str) -> str:
+    """Parse what may be any word, but not none: an unset variable of the shell leaves "" behind."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def any_path(text: str) -> Path:
+    """Parse a path, of what is there or not yet. In --work_dir=~/runs, shells leave the ~ to us."""
+    try:
+        return Path(word(text)).expanduser()
+    except RuntimeError as error:  # there is no user of this name
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
 def folder(text: str) -> Path:
     """Parse the path of a folder that is there."""
-    path = Path(text).expanduser()
+    path = any_path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
     return path
@@ -98,15 +113,15 @@ def train_parser(description: str | None, encoder: str) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--data_root", type=folder, required=True, help="the folder that data_preparation.py wrote to")
-    add("--work_dir", type=Path, default=Path("work_dir"), help="weights, logs and predictions go here (%(default)s)")
+    add("--work_dir", type=any_path, default="work_dir", help="weights, logs and predictions go here (%(default)s)")
     add("--device", type=device, nargs="+", help="'0', '0 1' or 'cpu' ('cpu cpu' tries two devices without a GPU)")
     add("-b", "--batch_size", type=whole_number(), default=16, help="images a step, over all devices (%(default)s)")
     add("-e", "--epochs", type=whole_number(), default=100, help="(%(default)s)")
     add("--learning_rate", type=positive_number, default=1e-3, help="at the start; it falls (%(default)s)")
     add("--mixed_precision", type=precision, help="True, False, fp16 or bf16 (True on a GPU, False on a CPU)")
     add("--image_size", type=image_side, default=384, help="side of the network's input in pixels (%(default)s)")
-    add("--encoder", default=encoder, help="the network's first half (%(default)s)")
-    add("--encoder_weights", default="imagenet", help="'imagenet', 'none', or where weights are (%(default)s)")
+    add("--encoder", type=word, default=encoder, help="the network's first half (%(default)s)")
+    add("--encoder_weights", type=word, default="imagenet", help="imagenet, none, or where weights are (%(default)s)")
     add(
         "--workers",
         type=whole_number(0),

@@ -154,6 +154,11 @@ def errors_in_words(last: Path) -> Iterator[None]:
         where = f": {error.filename}" if error.filename else ""
         room = f". Make room in {last.parent}" if error.errno in FULL else ""
         stop(f"{error.strerror or error}{where}{room}. {go_on}", code=1)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            few = "a part of the network has only one value of a channel in each batch, and cannot normalise it"
+            stop(f"{few}; give --batch_size 2 or more for each device, or a larger --image_size")
+        raise
     except RuntimeError as error:
         if "DataLoader worker" in str(error) and StopOnSignal.signals:  # schedulers end all processes of a job
             leave_interrupted(last)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from runs import why_over
 from utils import resume_command, stop
 
 
@@ -54,7 +55,7 @@ def is_finished(fold_dir: Path, args: argparse.Namespace) -> bool:
     metrics_csv = fold_dir / "logs" / "metrics.csv"
     if not (fold_dir / "training_curves.png").exists():  # the last thing that a run writes
         return False
-    return args.early_stopping is not None or len(pd.read_csv(metrics_csv)) >= args.epochs
+    return why_over(args, pd.read_csv(metrics_csv).to_dict("records")) is not None
 
 
 def wait_for(process: subprocess.Popen) -> int:

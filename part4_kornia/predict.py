@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from image_files import TINTS, BadFile, find_images, overlay, printable, read_image, read_mask, refuse_name, stem_below
 from inference import load_network, predict_labels
-from utils import device, folder, stop, whole_number
+from utils import any_path, device, folder, stop, whole_number
 
 
 def parse_args() -> argparse.Namespace:
     """The flags; --images and --masks are made the folders that hold the files."""
     parser = argparse.ArgumentParser(description="Find the nails on photographs.", allow_abbrev=False)
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="best.ckpt of a run of train.py, or what export.py made of it")
-    add("--images", type=Path, required=True, help="a photograph, a folder of them, or prepared data")
+    add("--weights", type=any_path, required=True, help="best.ckpt of a run of train.py, or what export.py made of it")
+    add("--images", type=any_path, required=True, help="a photograph, a folder of them, or prepared data")
     add("--masks", type=folder, help="the true masks, with the names of their photographs; prepared data has its own")
     add("--fold", metavar="K", help="of prepared data: the photographs of fold K, for weights of train.py --fold K")
-    add("--output_dir", type=Path, help="(predictions/ of the run that made the weights)")
+    add("--output_dir", type=any_path, help="(predictions/ of the run that made the weights)")
     add("--tta", action="store_true", help="take the mean over the four flips of each photograph: 4 times the work")
     add("--tile", type=whole_number(32), metavar="SIZE", help="look at squares of SIZE pixels, one after the other")
     add("--device", type=device, nargs=1, help="the number of a GPU, or cpu (0 where there is a GPU, else cpu)")
@@ -45,9 +45,15 @@ def parse_args() -> argparse.Namespace:
     beside = args.images.parent / "masks"
     if args.masks is None and args.images.name == "images" and beside.is_dir():
         args.masks = beside
+    output_dir = args.output_dir.resolve()
     for path in [args.images, args.masks]:
-        if path and path.is_dir() and args.output_dir.resolve().is_relative_to(path.resolve()):
+        if path and path.is_dir() and output_dir.is_relative_to(path.resolve()):
             parser.error(f"argument --output_dir: {str(args.output_dir)!r} lies in {path}; choose another folder")
+    if args.images.is_file() and output_dir == args.images.resolve().parent:
+        parser.error("argument --output_dir: the photograph lies there; choose another folder")
+    metrics_csv = output_dir / "metrics.csv"
+    if metrics_csv.is_file() and not metrics_csv.read_text(errors="replace").startswith("file,source,"):
+        parser.error(f"argument --output_dir: {metrics_csv} is not of predict.py; choose another folder")
     return args
 
 

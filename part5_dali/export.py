@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Normalize, SegmentationModel, load_model
-from utils import stop
+from utils import any_path, stop
 
 TOLERANCE = 1e-4  # the largest difference between the probabilities of PyTorch and ONNX that passes
 
@@ -49,8 +49,8 @@ def largest_difference(file: Path, network: nn.Module, image_size: int) -> float
 def main() -> None:
     """Export, compare, and only then give the file its name."""
     parser = argparse.ArgumentParser(description="Write a trained network as ONNX.", allow_abbrev=False)
-    parser.add_argument("--weights", type=Path, required=True, help="best.ckpt of a run of train.py")
-    parser.add_argument("--output", type=Path, help="(model.onnx beside the weights)")
+    parser.add_argument("--weights", type=any_path, required=True, help="best.ckpt of a run of train.py")
+    parser.add_argument("--output", type=any_path, help="(model.onnx beside the weights)")
     args = parser.parse_args()
     output = args.output or args.weights.with_name("model.onnx")
     if not output.parent.is_dir():

@@ -26,18 +26,18 @@ from data_summary import listing, print_found, print_summary
 from image_files import BadFile, Picture, printable, read_image, read_mask, refuse_name
 from pairs import Pair, collect_pairs, find_layout, read_groups, reject_clashes, split, use_groups
 from prepared import move_to_sides, npy_of, refuse_overlap, swap, write_csv_files
-from utils import command, folder, fraction, stop, treat_sigterm_like_ctrl_c, whole_number
+from utils import any_path, command, folder, fraction, stop, treat_sigterm_like_ctrl_c, whole_number
 
 
 def parse_flags() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Prepare photographs and masks for training.", allow_abbrev=False)
     add = parser.add_argument
-    add("--data_root", type=Path, required=True, help="train/, valid/ and csv_file/ are written here")
+    add("--data_root", type=any_path, required=True, help="train/, valid/ and csv_file/ are written here")
     add("--raw", type=folder, help="the photographs and masks; never changed (the folder of --data_root)")
     add(
         "--groups",
-        type=Path,
+        type=any_path,
         metavar="FILE.csv",
         help="columns file and group: a group is never split, and is a source",
     )

@@ -42,6 +42,8 @@ def save_for_transformers(run_dir: Path, rows: list[dict[str, float]], photograp
         name: on the hub, such as user/nails, for the card; or None.
     """
     folder = run_dir / "transformers"
+    if folder.exists() and not folder.is_dir():
+        stop(f"{folder} is a file, where the network for transformers belongs: move it, and call again with --resume")
     model = load_model(run_dir / "weights" / "best.ckpt")
     about, size = model.hparams, model.hparams["image_size"]
     logging.disable_progress_bar()

@@ -38,6 +38,7 @@ from utils import (
     train_parser,
     treat_sigterm_like_ctrl_c,
     whole_number,
+    word,
 )
 
 PART = "segformer"  # the name of its folder in work_dir
@@ -60,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     add("--ema", type=fraction, metavar="DECAY", help="validate and save moving averages of the weights (0.99, 0.999)")
     add("--auto_lr_find", action="store_true", help="look for a learning rate first, in 100 steps")
     add("--compile", action="store_true", help="translate the network with torch.compile: minutes once, then faster")
-    add("--push_to_hub", metavar="NAME", help="upload it at the end, as user/model, private if new")
+    add("--push_to_hub", type=word, metavar="NAME", help="upload it at the end, as user/model, private if new")
     add("--profiler", choices=["simple", "advanced", "pytorch"], help="where the time goes, written to logs/")
     add("--num_nodes", type=whole_number(), default=1, metavar="N", help="machines (1)")
     args = parser.parse_args()

@@ -136,7 +136,19 @@ def read_annotations(data_root: Path, side: str) -> dict[str, Any]:
         if not (data_root / name).is_file():
             way = f"file_name has to be a path below {data_root}; or {PREPARE_AGAIN}"
             stop(f"{file}: {data_root / name} is not there; {way}")
+    refuse_lost_annotations(content, file)
     return content
+
+
+def refuse_lost_annotations(content: dict[str, Any], file: Path) -> None:
+    """Leave with a message if annotations are of an image or a category that is not there, or none can be found."""
+    for kind, name in [("images", "image_id"), ("categories", "category_id")]:
+        ids = {entry["id"] for entry in content[kind]}
+        lost = [annotation for annotation in content["annotations"] if annotation[name] not in ids]
+        if lost:
+            stop(f"{file}: annotation {lost[0]['id']} has {name} {lost[0][name]}, and its {kind} no such id")
+    if all(annotation["iscrowd"] for annotation in content["annotations"]):
+        stop(f"{file}: all annotations have iscrowd 1, and are neither learned nor counted; an instance has 0")
 
 
 def data_config(args: argparse.Namespace, processes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

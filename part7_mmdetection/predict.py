@@ -31,7 +31,7 @@ from hooks import create_artist
 from image_files import BadFile, find_images, printable, read_image, read_mask, refuse_name, stem_below
 from model import load_model
 from transform import valid_transform
-from utils import choose_devices, device, folder, fraction, stop, whole_number
+from utils import any_path, choose_devices, device, folder, fraction, stop, whole_number
 
 Files = dict[str, Path]  # by their name below the folder, without ending
 
@@ -40,8 +40,8 @@ def parse_args() -> argparse.Namespace:
     """The flags; --images and --masks are made the folders that hold the files."""
     parser = argparse.ArgumentParser(description="Find each nail on photographs.", allow_abbrev=False)
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="best.pth of a run of train.py")
-    add("--images", type=Path, required=True, help="a photograph, a folder of them, or prepared data")
+    add("--weights", type=any_path, required=True, help="best.pth of a run of train.py")
+    add("--images", type=any_path, required=True, help="a photograph, a folder of them, or prepared data")
     add("--masks", type=folder, help="the true masks, with the names of their photographs; prepared data has its own")
     add("--numbered", action="store_true", help="each value of a true mask is an instance; else each connected part is")
     add(
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         help="true instances below it do not count (16)",
     )
     add("--score", type=fraction, default=0.5, help="draw, cut out and number what is at least so likely (%(default)s)")
-    add("--output_dir", type=Path, help="(predictions/ of the run that made the weights)")
+    add("--output_dir", type=any_path, help="(predictions/ of the run that made the weights)")
     add("--device", type=device, nargs=1, help="the number of a GPU, or cpu (0 where there is a GPU, else cpu)")
     args = parser.parse_args()
     if not args.weights.is_file():
@@ -71,9 +71,15 @@ def parse_args() -> argparse.Namespace:
     beside = args.images.parent / "masks"
     if args.masks is None and args.images.name == "images" and beside.is_dir():
         args.masks = beside
+    output_dir = args.output_dir.resolve()
     for path in [args.images, args.masks]:
-        if path and path.is_dir() and args.output_dir.resolve().is_relative_to(path.resolve()):
+        if path and path.is_dir() and output_dir.is_relative_to(path.resolve()):
             parser.error(f"argument --output_dir: {str(args.output_dir)!r} lies in {path}; choose another folder")
+    if args.images.is_file() and output_dir == args.images.resolve().parent:
+        parser.error("argument --output_dir: the photograph lies there; choose another folder")
+    metrics_csv = output_dir / "metrics.csv"
+    if metrics_csv.is_file() and not metrics_csv.read_text(errors="replace").startswith("file,source,"):
+        parser.error(f"argument --output_dir: {metrics_csv} is not of predict.py; choose another folder")
     return args
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +19,7 @@ import pandas as pd
 from utils import RESTARTED, command, stop
 
 STARTED_BY = "started_by"  # in config.json: which torchrun has begun the run
+DATA = "checksum_of_data"  # in config.json
 
 
 def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
@@ -34,8 +37,10 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
             stop(f"{run_dir} holds an earlier run: add --resume to go on with it, or choose another --work_dir")
         for name in ["weights", "logs"]:
             (run_dir / name).mkdir(parents=True, exist_ok=True)
+        refuse_another_process(run_dir)
         config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         config |= {"versions": installed_versions(), "commit": git_commit(), STARTED_BY: this_torchrun()}
+        config |= {DATA: checksum(args.data_root)}
         beside = config_file.with_suffix(".tmp")
         beside.write_text(json.dumps(config, indent=2) + "\n")
         beside.replace(config_file)
@@ -76,6 +81,28 @@ def refuse_other_flags(args: argparse.Namespace, config_file: Path, fixed: Seque
             missing = value is None or value is False
             way = f"without --{name}" if missing else f"with {as_typed(name, value)}"
             stop(f"--resume: the run in {config_file.parent} was started {way}; do the same")
+    if before.get(DATA) not in (None, checksum(args.data_root)):
+        print("warning: --resume: these are not the photographs, or not the split, that the run has begun with")
+
+
+def checksum(data_root: Path) -> str:
+    """What tells one set of prepared data from another: made of its tables or, in part 7, of its annotations."""
+    places = ["csv_file/train.csv", "csv_file/valid.csv", "annotations/train.json", "annotations/valid.json"]
+    digest = hashlib.sha256()
+    for path in [data_root / place for place in places if (data_root / place).is_file()]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def refuse_another_process(run_dir: Path) -> None:
+    """Leave with a message if another process trains in run_dir: each would overwrite what the other one saves."""
+    lock = os.open(run_dir / "logs" / ".lock", os.O_RDWR | os.O_CREAT)  # held, and open, until this process ends
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        stop(f"another process is training in {run_dir}: wait for its end, or choose another --work_dir")
+    except OSError:  # a network drive that knows no locks
+        os.close(lock)
 
 
 def as_typed(name: str, value: Any) -> str:
@@ -116,8 +143,10 @@ def read_metrics(run_dir: Path, epochs: int, resume: bool) -> list[dict[str, flo
     if not resume or (epochs == 0 and not file.exists()):
         return []
     try:
-        rows = pd.read_csv(file).to_dict("records")
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(file)
+        table[["epoch", "val_iou", "val_f1"]].astype(float)  # a spreadsheet may have made a text of them
+        rows = table.to_dict("records")
+    except (OSError, ValueError, LookupError) as error:
         stop(f"--resume: {file} is damaged ({error}); put it back, or start again in another --work_dir")
     if len(rows) not in (epochs, epochs + 1):  # a run may be killed after it has written a row, and before it saves
         way = "put back what is missing, or start again in another --work_dir"
@@ -175,7 +204,9 @@ def report(args: argparse.Namespace, run_dir: Path, rows: list[dict[str, float]]
     """
     metrics = pd.DataFrame(rows)
     best = metrics.iloc[metrics[monitor].argmax()]
-    weights = next((run_dir / "weights").glob("best.*"), run_dir / "weights")
+    weights = next((run_dir / "weights").glob("best.*"), None)
+    if weights is None:
+        stop(f"{run_dir}/weights: best.* is gone; put it back, or start again in another --work_dir", code=1)
     warm = metrics.iloc[1:] if len(metrics) > 1 else metrics  # in the first epoch much is built once
     curves = run_dir / "training_curves.png"
     try:

@@ -26,7 +26,7 @@ from errors import config_errors_in_words, errors_in_words
 from launch import join_processes, launch, use_device
 from model import ENCODERS, adapt_model, describe, epochs_done, refuse_other_weights, replace_everywhere
 from runs import open_run, read_metrics, report, why_over
-from utils import choose_devices, choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
+from utils import any_path, choose_devices, choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
 
 HERE = Path(__file__).parent
 PART = "mmdetection"  # the name of its folder in work_dir
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser = train_parser("Train an instance segmentation model with MMDetection.", encoder="resnet50")
     add = parser.add_argument
     config = HERE / "configs" / "nail_mask_rcnn.py"
-    add("--config", type=Path, default=config, help="a config of configs/, or your own (nail_mask_rcnn.py)")
+    add("--config", type=any_path, default=config, help="a config of configs/, or your own (nail_mask_rcnn.py)")
     add("--cfg_options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config, after all flags")
     started_by = "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
     add("--launcher", choices=["none", "pytorch", "slurm"], default=started_by, help="who starts the processes")

@@ -36,9 +36,10 @@ def look(pid: int, run_dir: Path) -> list[float] | None:
     """MB in memory, open files, threads, kB of logs; None if one of the processes has just ended."""
     try:
         folders = family(pid)
-        # Pss: what processes share counts once
+        # Pss: what processes share counts once. Pss_File is left out: other programs may share the libraries.
         rollups = [(folder / "smaps_rollup").read_text() for folder in folders]
-        memory = sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1000
+        names = ["Pss_Anon:", "Pss_Shmem:"]
+        memory = sum(int(text.split(name)[1].split()[0]) for text in rollups for name in names) / 1000
         files = sum(len(list((folder / "fd").iterdir())) for folder in folders)
         threads = sum(len(list((folder / "task").iterdir())) for folder in folders)
         logs = sum(path.stat().st_size for path in (run_dir / "logs").rglob("*") if path.is_file()) / 1000
@@ -72,9 +73,8 @@ def main() -> None:
         assert process.returncode == 0 and len(metrics) == EPOCHS, (process.returncode, len(metrics))
         fifths = np.array_split(np.array(seen), 5)
         second, last = (np.median(fifths[number], axis=0) for number in (1, 4))
-        seconds = [np.median(part) for part in np.array_split(metrics["seconds"].to_numpy(), 5)]
         cells = [f"{a:,.0f} to {b:,.0f}" for a, b in zip(second, last, strict=True)]
-        print(" | ".join([args.part, *cells, f"{seconds[1]:.2f} to {seconds[4]:.2f}"]))
+        print(" | ".join([args.part, *cells]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 The parts' tests import these; they have a fixture `part`. The table in tests/README.md lists all kinds.
 """
 
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bad_data import AGAIN, CODES_OF_PART7, KINDS, TABLES, bomb, copy, edit_table, first, halve
+from bad_data import AGAIN, CODES_OF_PART7, KINDS, TABLES, bomb, copy, edit_table, first, halve, replace
 from conftest import ROOT, Part
 
 PHOTOGRAPHS = 24
@@ -32,7 +34,7 @@ def small_root(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def flags(part: Part, root: Path, work_dir: Path, *more: object) -> list[object]:
+def flags(part: Part, root: Path, work_dir: Path | str, *more: object) -> list[object]:
     if part.name == "part2_balanced_data":
         more = ("--balance", "none", *more)  # else it would not look at each photograph
     return ["--data_root", root, "--work_dir", work_dir, *part.small, "--batch_size", 4, "--epochs", 1, *more]
@@ -77,6 +79,8 @@ def test_folders_that_cannot_be_used(part: Part, small_root: Path, tmp_path: Pat
         (small_root, Path("/proc/nails"), [], ["--work_dir", "/proc/nails"]),
         (small_root, tmp_path / ("x" * 300), [], ["--work_dir", "xxx"]),
         (small_root, tmp_path, few, ["--batch_size 100", "there are only"]),
+        (small_root, tmp_path, ["--encoder_weights", ""], ["--encoder_weights", "empty"]),
+        (small_root, "~no_such_user/runs", [], ["--work_dir", "~no_such_user"]),
         (small_root, tmp_path, ["--encoder", "nothing"], ["--encoder", "nothing"]),
         (small_root, tmp_path, ["--encoder_weights", "nowhere.x"], ["--encoder_weights", "nowhere.x"]),
     ]:
@@ -139,6 +143,10 @@ def test_damaged_runs_are_told(part: Part, small_root: Path, run: Path, tmp_path
     damages: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "config": ("config.json", lambda file: file.write_text("{")),
         "metrics": ("logs/metrics.csv", lambda file: file.write_bytes(b"\x00\xff")),
+        "metrics of a spreadsheet": (
+            "logs/metrics.csv",
+            lambda file: file.write_text(file.read_text().replace(",", ";")),
+        ),
         "metrics gone": ("logs/metrics.csv", Path.unlink),
         "cut off": (f"weights/{last}", halve),
         "text": (f"weights/{last}", lambda file: file.write_text("text")),
@@ -155,6 +163,40 @@ def test_damaged_runs_are_told(part: Part, small_root: Path, run: Path, tmp_path
         assert len(message_of(done).splitlines()) == 1, done.stderr
     nothing = part.run("train.py", *flags(part, small_root, tmp_path / "none", "--resume"), code=2)
     assert "--resume" in nothing.stderr
+
+
+def test_a_run_goes_on_alone_and_with_what_is_its_own(part: Part, small_root: Path, run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "runs"
+    shutil.copytree(run, copied)
+    run_dir = part.run_dir(copied)
+    args = flags(part, small_root, copied, "--resume")
+    with (run_dir / "logs" / ".lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # as another run would
+        refused = part.run("train.py", *args, "--epochs", 3, code=2)
+        assert "another process" in refused.stderr and str(run_dir) in refused.stderr
+    other_root = copy(small_root, tmp_path / "nails")
+    train_csv, train_json = other_root / "csv_file" / "train.csv", other_root / "annotations" / "train.json"
+    replace(train_csv, "".join(train_csv.read_text().splitlines(keepends=True)[:-1]))
+    if train_json.exists():
+        replace(train_json, json.dumps(json.loads(train_json.read_text()), indent=1))
+    assert "not the photographs" not in part.run("train.py", *args, "--epochs", 2).stdout
+    other = flags(part, other_root, copied, "--resume", "--epochs", 3)
+    assert "warning: --resume: these are not the photographs" in part.run("train.py", *other).stdout
+    next((run_dir / "weights").glob("best.*")).unlink()
+    assert "best.* is gone" in part.run("train.py", *args, "--epochs", 3, code=1).stderr
+
+
+def test_predictions_replace_nothing_of_the_users(part: Part, small_root: Path, run: Path, tmp_path: Path) -> None:
+    weights = next((part.run_dir(run) / "weights").glob("best.*"))
+    photograph, mine = tmp_path / "a.png", tmp_path / "a_mask.png"
+    shutil.copy(first(small_root), photograph)
+    mine.write_text("mine")
+    metrics_csv = part.run_dir(run) / "logs" / "metrics.csv"
+    before = metrics_csv.read_bytes()
+    for images, output_dir in [(photograph, tmp_path), (small_root, metrics_csv.parent), (small_root, "")]:
+        args = ["--weights", weights, "--images", images, "--output_dir", output_dir]
+        assert "--output_dir" in part.run("predict.py", *args, code=2).stderr
+    assert mine.read_text() == "mine" and metrics_csv.read_bytes() == before
 
 
 def test_a_run_that_was_killed_before_its_last_lines_gets_them(part: Part, small_root: Path, run: Path) -> None:

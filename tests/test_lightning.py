@@ -164,6 +164,12 @@ def test_other_flags_train(part: Part, data_root: Path, work_dir: Path) -> None:
     assert "run_training_batch" in next((run_dir / "logs").glob("*profile*.txt")).read_text()
 
 
+def test_too_few_values_to_normalise_are_told(part: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, "--limit_batches", 1]
+    done = part.run("train.py", *args, "--image_size", 32, "--batch_size", 1, code=2)
+    assert "--batch_size 2" in done.stderr
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--learning_rate", "1e30", "--epochs", 3]
     done = part.run("train.py", *args, "--loss", "cross_entropy", code=1)
@@ -203,6 +209,8 @@ def test_all_folds(part: Part, data_root: Path, work_dir: Path, tmp_path: Path) 
     assert set(pd.read_csv(tmp_path / "fold1" / "metrics.csv")["file"]) == names
     again = part.run("train.py", *args, "--fold", "all", "--resume")  # nothing is left to do
     assert "== fold" not in again.stdout and "mean" in again.stdout
+    more = part.run("train.py", *args, "--fold", "all", "--resume", "--epochs", 2, "--early_stopping", 50)
+    assert "== fold 0" in more.stdout and "== fold 1" in more.stdout  # neither had stopped early
     other = part.run("train.py", *args, "--fold", 2, code=2)
     assert "--fold 2" in other.stderr
     none = part.run("train.py", "--data_root", data_root, *SMALL, "--fold", 0, code=2)

@@ -197,6 +197,9 @@ def test_own_annotations_of_several_classes(part: Part, data_root: Path, work_di
         [{"annotations": []}, "no annotations"],
         [{"categories": None}, "no COCO file"],
         [{"annotations": [{"id": 7, "image_id": 1}]}, "id 7: area"],
+        [{"annotations": [one | {"category_id": 7} for one in content["annotations"]]}, "category_id 7"],
+        [{"annotations": [one | {"image_id": 700} for one in content["annotations"]]}, "image_id 700"],
+        [{"annotations": [one | {"iscrowd": 1} for one in content["annotations"]]}, "iscrowd 1"],
         [{"images": content["images"][:1] * 2}, "an id occurs twice"],
     ]
     (part.folder / "read_wrong.py").write_text(READ_WRONG)
