@@ -8,6 +8,7 @@ Looks at the process and all that it starts once a second, and compares the seco
 import argparse
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,13 @@ def main() -> None:
         subprocess.run(list(map(str, draw)), check=True, capture_output=True)
         part.run("data_preparation.py", "--data_root", data_root)
         flags = [*part.small, "--batch_size", 4, "--epochs", EPOCHS, "--limit_batches", 2, "--log", "tensorboard"]
-        process = part.start("train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags)
+        # Not forked: memory that a process shares with an idle parent becomes its own when the parent's is reclaimed.
+        process = part.start("train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags, warm=False)
         run_dir = part.run_dir(folder / "runs")
         seen = []
         try:
-            while process.poll(timeout=1) is None:
+            while process.poll() is None:
+                time.sleep(1)
                 found = look(process.pid, run_dir)
                 if found and (run_dir / "logs" / "metrics.csv").exists():
                     seen.append(found)
