@@ -26,7 +26,8 @@ def open_run(args: argparse.Namespace, part: str, fixed: Sequence[str]) -> Path:
     """Make <work_dir>/<part>/ and write config.json there: all flags, the versions, the commit.
 
     A folder that holds weights is only used again with --resume, or by the torchrun that began the run, so no run
-    overwrites another; and then the flags named in `fixed` have to be those of the run that goes on.
+    overwrites another; and then the flags named in `fixed` have to be those of the run that goes on. Nor is it used
+    while another process trains in it.
     """
     run_dir = args.work_dir / part
     config_file = run_dir / "config.json"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from image_files import TINTS, BadFile, find_images, overlay, printable, read_image, read_mask, refuse_name, stem_below
 from inference import load_network, predict_labels
-from utils import any_path, device, folder, stop, whole_number
+from utils import any_path, device, folder, stop, whole_number, word
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     add("--weights", type=any_path, required=True, help="best.ckpt of a run of train.py, or what export.py made of it")
     add("--images", type=any_path, required=True, help="a photograph, a folder of them, or prepared data")
     add("--masks", type=folder, help="the true masks, with the names of their photographs; prepared data has its own")
-    add("--fold", metavar="K", help="of prepared data: the photographs of fold K, for weights of train.py --fold K")
+    add("--fold", type=word, metavar="K", help="of prepared data: fold K, for weights of train.py --fold K")
     add("--output_dir", type=any_path, help="(predictions/ of the run that made the weights)")
     add("--tta", action="store_true", help="take the mean over the four flips of each photograph: 4 times the work")
     add("--tile", type=whole_number(32), metavar="SIZE", help="look at squares of SIZE pixels, one after the other")
