@@ -60,9 +60,12 @@ def main() -> None:
         subprocess.run(list(map(str, draw)), check=True, capture_output=True)
         part.run("data_preparation.py", "--data_root", data_root)
         flags = [*part.small, "--batch_size", 4, "--epochs", EPOCHS, "--limit_batches", 2, "--log", "tensorboard"]
-        # Not forked: memory that a process shares with an idle parent becomes its own when the parent's is reclaimed.
-        process = part.start("train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags, warm=False)
-        run_dir = part.run_dir(folder / "runs")
+        command = [part.python, "train.py", "--data_root", data_root, "--work_dir", folder / "runs", *flags]
+        run_dir, printed = part.run_dir(folder / "runs"), folder / "printed.txt"
+        with printed.open("w") as output:
+            process = subprocess.Popen(
+                list(map(str, command)), cwd=part.folder, stdout=output, stderr=output, start_new_session=True
+            )
         seen = []
         try:
             while process.poll() is None:
@@ -72,11 +75,12 @@ def main() -> None:
                     seen.append(found)
         finally:  # also after Ctrl-C
             stop_group(process.pid)
-        metrics = pd.read_csv(run_dir / "logs" / "metrics.csv")
-        assert process.returncode == 0 and len(metrics) == EPOCHS, (process.returncode, len(metrics))
+        assert process.returncode == 0, printed.read_text()[-3000:]
+        assert len(pd.read_csv(run_dir / "logs" / "metrics.csv")) == EPOCHS
         fifths = np.array_split(np.array(seen), 5)
         second, last = (np.median(fifths[number], axis=0) for number in (1, 4))
         cells = [f"{a:,.0f} to {b:,.0f}" for a, b in zip(second, last, strict=True)]
+        print("part | MB | open files | threads | kB of logs")
         print(" | ".join([args.part, *cells]))
 
 

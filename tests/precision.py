@@ -2,8 +2,8 @@
 
     .venv-tf/bin/python tests/precision.py part3_lightning --forms bf16 fp16
 
-It prints the best validation IoU of each run, and the means. On one seed alone, chance would decide: any rounding leads
-to another run.
+It prints the best validation IoU of each run, their mean, and by how much that is better than in float32. On one seed
+alone, chance would decide: any rounding leads to another run. Part 7 is not here: on a CPU, MMEngine has only float32.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PHOTOGRAPHS, EPOCHS = 200, 24
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[part for part in PARTS if part != "part7_mmdetection"])
     parser.add_argument("--forms", nargs="+", choices=["bf16", "fp16"], default=["bf16"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -34,11 +34,14 @@ def main() -> None:
         flags = ["--data_root", data_root, *part.small, "--epochs", EPOCHS, "--learning_rate", part.learning_rate]
         flags += ["--optimizer", "adamw"] if part.ending == "h5" else ["--loss", "dice_bce"]
         means = {}
+        print(" | ".join(["part", "form", *[f"seed {seed}" for seed in SEEDS], "mean", "better than float32"]))
         for form in ["False", *args.forms]:
             best = []
             for seed in SEEDS:
                 work_dir = folder / f"{form}{seed}"
-                part.run("train.py", *flags, "--work_dir", work_dir, "--seed", seed, "--mixed_precision", form)
+                command = [part.python, "train.py", *flags, "--work_dir", work_dir, "--seed", seed]
+                command += ["--mixed_precision", form]
+                subprocess.run(list(map(str, command)), cwd=part.folder, check=True, stdout=subprocess.DEVNULL)
                 best.append(pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv")["val_iou"].max())
             means[form] = np.mean(best)
             row = [args.part, form, *[f"{iou:.3f}" for iou in best], f"{means[form]:.3f}"]

@@ -142,6 +142,7 @@ def test_damaged_runs_are_told(part: Part, small_root: Path, run: Path, tmp_path
 
     damages: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "config": ("config.json", lambda file: file.write_text("{")),
+        "config gone": ("config.json", Path.unlink),
         "metrics": ("logs/metrics.csv", lambda file: file.write_bytes(b"\x00\xff")),
         "metrics of a spreadsheet": (
             "logs/metrics.csv",
@@ -163,6 +164,12 @@ def test_damaged_runs_are_told(part: Part, small_root: Path, run: Path, tmp_path
         assert len(message_of(done).splitlines()) == 1, done.stderr
     nothing = part.run("train.py", *flags(part, small_root, tmp_path / "none", "--resume"), code=2)
     assert "--resume" in nothing.stderr
+    # After one epoch, what is left may as well be of a run that was killed in its first one.
+    part.run("train.py", *flags(part, small_root, tmp_path / "one"))
+    for checkpoint in (part.run_dir(tmp_path / "one") / "weights").glob("last*"):
+        checkpoint.unlink()
+    printed = part.run("train.py", *flags(part, small_root, tmp_path / "one", "--resume")).stdout
+    assert "best " in printed and "epochs are done" not in printed
 
 
 def test_a_run_goes_on_alone_and_with_what_is_its_own(part: Part, small_root: Path, run: Path, tmp_path: Path) -> None:

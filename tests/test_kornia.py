@@ -6,6 +6,7 @@ from conftest import Part
 from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_killed_or_interrupted_and_resumed_ends_like_an_uninterrupted_run,
     test_training_finds_nails_and_leaves_what_it_should,
+    test_two_processes_give_the_metrics_of_one,
     test_two_processes_train,
     trained,
 )

@@ -165,7 +165,10 @@ from dataloader import read_annotations
 root = Path(sys.argv[1])
 content = json.loads((root / "annotations" / "train.json").read_text())
 for changed, _ in json.loads(Path(sys.argv[2]).read_text()):
-    (root / "annotations" / "train.json").write_text(json.dumps(content | changed))
+    file = root / "annotations" / "train.json"
+    file.unlink(missing_ok=True)
+    if changed:
+        file.write_text(changed if isinstance(changed, str) else json.dumps(content | changed))
     with contextlib.suppress(SystemExit):
         read_annotations(root, "train")
 """
@@ -194,6 +197,9 @@ def test_own_annotations_of_several_classes(part: Part, data_root: Path, work_di
     wrong = [
         [{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}]}, "gone.png"],
         [{"images": [{"id": 1, "file_name": "../../etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
+        [{"images": [{"id": 1, "file_name": "/etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
+        [None, "there is no"],
+        [json.dumps(content)[:-9], "no COCO file"],
         [{"annotations": []}, "no annotations"],
         [{"categories": None}, "no COCO file"],
         [{"annotations": [{"id": 7, "image_id": 1}]}, "id 7: area"],
@@ -222,6 +228,11 @@ def test_what_cfg_options_changed_is_known_to_predict_and_resume(part: Part, dat
     for wrong in ["model.roi_head.mask_head.num_convz=1", "model.type=Other"]:
         done = part.run("train.py", *args, "--work_dir", work_dir / "wrong", "--cfg_options", wrong, code=2)
         assert "--cfg_options: " in done.stderr
+    own = work_dir / "own.py"
+    own.write_text(f"_base_ = {[str(part.folder / SMALL[1])]!r}\nmodel = dict(type='Other')")
+    for config in [own, work_dir / "nowhere.py"]:
+        done = part.run("train.py", *args, "--work_dir", work_dir / "wrong", "--config", config, code=2)
+        assert "--config" in done.stderr and config.name in done.stderr
     # The weights of a ResNet-18 are none of a ResNet-34, and MMEngine alone would be silent about it.
     args[args.index("none")], args[args.index("resnet18")], args[3] = weights, "resnet34", work_dir / "other"
     assert "not of this network" in part.run("train.py", *args, code=2).stderr

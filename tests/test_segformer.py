@@ -12,6 +12,7 @@ from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_predict_and_export,
     test_several_classes,
     test_training_finds_nails_and_leaves_what_it_should,
+    test_two_processes_give_the_metrics_of_one,
     test_two_processes_train,
     trained,
 )
