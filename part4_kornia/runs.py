@@ -68,7 +68,9 @@ def read_config(config_file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(config_file.read_text()))
     except FileNotFoundError:
-        stop(f"--resume: there is no run: no {config_file}; leave --resume away, or start in another --work_dir")
+        if any((config_file.parent / "weights").glob("*")):
+            stop(f"--resume: {config_file} is gone; put it back, or start again in another --work_dir")
+        stop(f"--resume: there is no run in {config_file.parent}; leave --resume away to start one")
     except (ValueError, TypeError) as error:
         stop(f"--resume: {config_file} is damaged ({error}); start again in another --work_dir")
 

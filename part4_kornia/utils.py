@@ -168,9 +168,19 @@ def choose_precision(requested: str | None, on_gpu: bool) -> str:
     """Turn --mixed_precision into "fp32", "fp16" or "bf16": True is fp16 on a GPU and bf16 on a CPU."""
     if requested is None:
         requested = str(on_gpu)
-    if requested == "fp16" and not on_gpu:
-        print("warning: CPUs calculate in fp16 several times slower than in fp32; bf16 is the faster one here")
-    return {"True": "fp16" if on_gpu else "bf16", "False": "fp32"}.get(requested, requested)
+    chosen = {"True": "fp16" if on_gpu else "bf16", "False": "fp32"}.get(requested, requested)
+    if chosen == "fp16" and not on_gpu:
+        print("warning: CPUs calculate in fp16 several times slower than in fp32")
+    if chosen == "bf16" and not on_gpu and not cpu_has_bf16():
+        print("warning: this CPU only imitates bf16, many times slower than fp32; leave --mixed_precision away")
+    return chosen
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 by itself, as far as Linux tells; elsewhere it is taken for granted."""
+    about = Path("/proc/cpuinfo")
+    flags = about.read_text().split() if about.exists() else ["bf16"]
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)  # of Intel, of Intel and AMD, of ARM
 
 
 # --- leaving, and what to do next -----------------------------------------------------------------

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("reliability_tests", "lightning_tests")  # so that its asserts tell what they compared
+# So that their asserts tell what they compared.
+pytest.register_assert_rewrite("bad_data_tests", "reliability_tests", "lightning_tests")
 
 ROOT = Path(__file__).parents[1]
 PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))

@@ -112,6 +112,55 @@ def test_masks_that_number_their_instances_are_taken_as_they_are(part: Part, tmp
     assert [one["bbox"] for one in content["annotations"]] == [[5, 5, 5, 25], [10, 5, 5, 10]]
 
 
+READ_WRONG = """
+import contextlib, json, sys
+from pathlib import Path
+import ops
+from dataloader import read_annotations
+
+root = Path(sys.argv[1])
+content = json.loads((root / "annotations" / "train.json").read_text())
+for changed, _ in json.loads(Path(sys.argv[2]).read_text()):
+    file = root / "annotations" / "train.json"
+    file.unlink(missing_ok=True)
+    if changed:
+        file.write_text(changed if isinstance(changed, str) else json.dumps(content | changed))
+    with contextlib.suppress(SystemExit):
+        read_annotations(root, "train")
+"""
+
+
+def test_what_is_wrong_with_own_annotations_is_told(part: Part, tmp_path: Path) -> None:
+    root, mask = tmp_path / "nails", np.zeros((40, 40), np.uint8)
+    mask[5:15, 5:10] = 255
+    for index in range(5):
+        make_pair(tmp_path / "raw", f"hand{index}", mask)
+    part.run("data_preparation.py", "--data_root", root, "--raw", tmp_path / "raw")
+    text = (root / "annotations" / "train.json").read_text()
+    content = json.loads(text)
+    nails = content["annotations"]
+    wrong = [
+        [{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}]}, "gone.png"],
+        [{"images": [{"id": 1, "file_name": "../../etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
+        [{"images": [{"id": 1, "file_name": "/etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
+        [None, "there is no"],
+        [text[:-9], "no COCO file"],
+        [{"annotations": []}, "no annotations"],
+        [{"categories": None}, "no COCO file"],
+        [{"annotations": [{"id": 7, "image_id": 1}]}, "id 7: area"],
+        [{"annotations": [one | {"category_id": 7} for one in nails]}, "category_id 7"],
+        [{"annotations": [one | {"image_id": 700} for one in nails]}, "image_id 700"],
+        [{"annotations": [one | {"iscrowd": 1} for one in nails]}, "iscrowd 1"],
+        [{"images": content["images"][:1] * 2}, "an id occurs twice"],
+    ]
+    (part.folder / "read_wrong.py").write_text(READ_WRONG)
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+    told = part.run("read_wrong.py", root, tmp_path / "wrong.json").stderr.splitlines()
+    assert len(told) == len(wrong)
+    for line, (_, said) in zip(told, wrong, strict=True):
+        assert said in line and "train.json" in line
+
+
 # --- operators ---------------------------------------------------------------------------------
 
 OPERATORS = """

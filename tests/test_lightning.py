@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from test_tensorflow import MARKER, RESIZED
 
+from bad_data_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 from conftest import SMALL, Part
-from lightning_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
+from lightning_tests import *  # noqa: F403 - and these
 from reliability_tests import *  # noqa: F403 - and these
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from test_tensorflow import COLUMNS
 
+from bad_data_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 from conftest import ROOT, Part, wait_for_rows
 from conftest import SMALL_MASK_RCNN as SMALL
 from lightning_tests import (
@@ -21,7 +22,7 @@ from lightning_tests import (
     test_torchrun_starts_again_from_the_last_checkpoint,  # noqa: F401 - for the part that `part` is
     test_when_one_process_is_killed_the_other_ends,  # noqa: F401
 )
-from reliability_tests import *  # noqa: F403 - all of its tests
+from reliability_tests import *  # noqa: F403 - and these
 
 
 @pytest.fixture(scope="module")
@@ -156,24 +157,6 @@ def test_two_processes_give_the_metrics_of_one(
     assert wrong.stderr.count("cannot be shared equally") >= 1
 
 
-READ_WRONG = """
-import contextlib, json, sys
-from pathlib import Path
-import ops
-from dataloader import read_annotations
-
-root = Path(sys.argv[1])
-content = json.loads((root / "annotations" / "train.json").read_text())
-for changed, _ in json.loads(Path(sys.argv[2]).read_text()):
-    file = root / "annotations" / "train.json"
-    file.unlink(missing_ok=True)
-    if changed:
-        file.write_text(changed if isinstance(changed, str) else json.dumps(content | changed))
-    with contextlib.suppress(SystemExit):
-        read_annotations(root, "train")
-"""
-
-
 def test_own_annotations_of_several_classes(part: Part, data_root: Path, work_dir: Path, tmp_path: Path) -> None:
     root = tmp_path / "own"
     shutil.copytree(data_root / "valid" / "images", root / "photographs")
@@ -193,27 +176,8 @@ def test_own_annotations_of_several_classes(part: Part, data_root: Path, work_di
     part.run("predict.py", "--weights", weights, "--images", root / "photographs", "--output_dir", tmp_path / "found")
     results = json.loads((tmp_path / "found" / "coco_results.json").read_text())
     assert {one["category_id"] for one in results} <= {4, 9}
-    # What is wrong with such a file is told with its name.
-    wrong = [
-        [{"images": [{"id": 1, "file_name": "gone.png", "width": 9, "height": 9}]}, "gone.png"],
-        [{"images": [{"id": 1, "file_name": "../../etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
-        [{"images": [{"id": 1, "file_name": "/etc/passwd", "width": 9, "height": 9}]}, "leads outside"],
-        [None, "there is no"],
-        [json.dumps(content)[:-9], "no COCO file"],
-        [{"annotations": []}, "no annotations"],
-        [{"categories": None}, "no COCO file"],
-        [{"annotations": [{"id": 7, "image_id": 1}]}, "id 7: area"],
-        [{"annotations": [one | {"category_id": 7} for one in content["annotations"]]}, "category_id 7"],
-        [{"annotations": [one | {"image_id": 700} for one in content["annotations"]]}, "image_id 700"],
-        [{"annotations": [one | {"iscrowd": 1} for one in content["annotations"]]}, "iscrowd 1"],
-        [{"images": content["images"][:1] * 2}, "an id occurs twice"],
-    ]
-    (part.folder / "read_wrong.py").write_text(READ_WRONG)
-    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
-    told = part.run("read_wrong.py", root, tmp_path / "wrong.json").stderr.splitlines()
-    assert len(told) == len(wrong)
-    for line, (_, said) in zip(told, wrong, strict=True):
-        assert said in line and "train.json" in line
+    # What is wrong with such a file is told with its name; test_annotations.py has more of it.
+    (root / "annotations" / "train.json").write_text(json.dumps(content | {"images": content["images"] * 2}))
     done = part.run("train.py", *args, "--work_dir", work_dir / "wrong", code=2)
     assert "train.json: among its images, an id occurs twice" in done.stderr
 

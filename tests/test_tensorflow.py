@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bad_data_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 from conftest import SMALL, Part, wait_for_rows
-from reliability_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
+from reliability_tests import *  # noqa: F403 - and these
 
 COLUMNS = ["epoch", "train_loss", "val_loss", "val_iou", "val_f1", "learning_rate", "seconds", "images_per_second"]
 

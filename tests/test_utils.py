@@ -72,11 +72,13 @@ def test_wrong_values_are_refused_by_name(
     ],
 )
 def test_mixed_precision_means_what_it_says(
-    utils: ModuleType, tmp_path: Path, value: str | None, on_gpu: bool, meant: str
+    utils: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str | None, on_gpu: bool, meant: str
 ) -> None:
     flags = ["--mixed_precision", value] if value else []
     args = utils.train_parser("", "resnet18").parse_args(["--data_root", str(tmp_path), *flags])
     assert utils.choose_precision(args.mixed_precision, on_gpu) == meant
+    slow = not on_gpu and (meant == "fp16" or (meant == "bf16" and not utils.cpu_has_bf16()))
+    assert capsys.readouterr().out.startswith("warning: ") == slow
 
 
 def test_devices(utils: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
