@@ -178,6 +178,7 @@ def main() -> None:
         with config_errors_in_words(args.config):
             config = create_config(args, run_dir, rows, get_world_size())
             runner = Runner.from_cfg(config)
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)  # train() would, but not in words
         if config.load_from and not args.resume:
             refuse_other_weights(runner.model, Path(config.load_from))
         runner.train()

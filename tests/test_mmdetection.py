@@ -189,7 +189,7 @@ def test_what_cfg_options_changed_is_known_to_predict_and_resume(part: Part, dat
     weights = part.run_dir(work_dir) / "weights" / "best.pth"
     part.run("predict.py", "--weights", weights, "--images", data_root, warm=False)
     assert "num_convs" in part.run("train.py", *args, "--resume", code=2).stderr
-    for wrong in ["model.roi_head.mask_head.num_convz=1", "model.type=Other"]:
+    for wrong in ["model.roi_head.mask_head.num_convz=1", "model.type=Other", "optim_wrapper.optimizer.decay=1"]:
         done = part.run("train.py", *args, "--work_dir", work_dir / "wrong", "--cfg_options", wrong, code=2)
         assert "--cfg_options: " in done.stderr
     own = work_dir / "own.py"
