@@ -140,7 +140,7 @@ bench:  ## measure anew what benchmarks/README.md tells, on a machine that does 
 	@$(MAKE) -s setup
 	@$(UV) pip install --quiet --no-deps --python .venv-pt/bin/python -r benchmarks/requirements.txt
 	@for name in loaders steps freed_memory choices growth processes training; do \
-	echo "== $$name" && $(TEST_ENV:OMP_NUM_THREADS=1=) .venv-pt/bin/python benchmarks/$$name.py || exit; done
+	echo "== $$name" && $(filter-out OMP_NUM_THREADS=%,$(TEST_ENV)) .venv-pt/bin/python benchmarks/$$name.py || exit; done
 
 lint:  ## ruff and mypy
 	@$(MAKE) -s setup
