@@ -17,6 +17,9 @@ import pytest
 # So that their asserts tell what they compared.
 pytest.register_assert_rewrite("bad_data_tests", "reliability_tests", "lightning_tests")
 
+# A shell lets what it starts with & ignore Ctrl-C, and that is inherited: by the scripts under test as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 PARTS = sorted(path.name for path in ROOT.glob("part[1-7]_*"))
 # The network that TensorFlow builds soonest, and that learns something, from scratch, in seconds.
