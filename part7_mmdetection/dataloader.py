@@ -38,15 +38,25 @@ class NailDataset(CocoDataset):
     epoch would draw the same numbers each time.
     """
 
-    def __init__(self, *args: Any, seed: int = 0, **kwargs: Any) -> None:
-        self.seed = seed
+    def __init__(self, *args: Any, seed: int, number: int, **kwargs: Any) -> None:
+        """`seed`: of the augmentation. `number`: of photographs that are used, evenly spread over all.
+
+        MMDetection's own `indices` are for that, too, but would stand in the config one by one, and MMEngine formats it
+        whole with each checkpoint.
+        """
+        self.seed, self.number = seed, number
         # SeedSteps in hooks.py counts it, in memory that the workers share: they live through all epochs.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Any:
+        """What MMDetection reads from the annotations, of the photographs that are used."""
         with quiet(), no_garbage():
-            return super().load_data_list()
+            everything = super().load_data_list()
+        # Needed by a filter that is not used here. Its numbers are some of those that were read, lie among all the
+        # rest of them in memory, and would keep the system from getting any of that back.
+        self.cat_img_map = {}
+        return [everything[index] for index in np.linspace(0, len(everything) - 1, self.number).round().astype(int)]
 
     def prepare_data(self, idx: int) -> Any:
         """The photograph of this number and its annotations, after the pipeline."""
@@ -171,16 +181,15 @@ def data_config(args: argparse.Namespace, processes: int) -> tuple[dict[str, Any
         stop(f"--batch_size {args.batch_size}: there are only {lengths['train']} photographs to train with")
 
     def loader(side: str, pipeline: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
-        number = min(lengths[side], (args.limit_batches or lengths[side]) * args.batch_size)
+        photographs = lengths[side]
         dataset = {
             "type": "NailDataset",
             "seed": args.seed,
+            "number": min(photographs, (args.limit_batches or photographs) * args.batch_size),
             "metainfo": {"classes": [category["name"] for category in categories]},
             "data_root": str(args.data_root),
             "ann_file": f"annotations/{side}.json",
             "data_prefix": {"img": ""},
-            "filter_cfg": {"filter_empty_gt": False},  # photographs without nails teach as well
-            "indices": np.linspace(0, lengths[side] - 1, number).round().astype(int).tolist(),
             "pipeline": pipeline,
             "test_mode": side == "valid",
         }

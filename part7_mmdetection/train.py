@@ -115,7 +115,7 @@ def create_config(args: argparse.Namespace, run_dir: Path, rows: list[dict[str, 
     if args.mixed_precision != "fp32":
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.dtype = {"fp16": "float16", "bf16": "bfloat16"}[args.mixed_precision]
-    share = math.ceil(len(config.train_dataloader.dataset.indices) / processes)  # MMEngine's sampler rounds up
+    share = math.ceil(config.train_dataloader.dataset.number / processes)  # MMEngine's sampler rounds up
     config.param_scheduler = schedule(args.epochs * (share // config.train_dataloader.batch_size))
     config.auto_scale_lr = {"enable": True, "base_batch_size": BASE_BATCH}
     config.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": args.epochs, "val_interval": 1}
