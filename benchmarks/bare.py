@@ -18,7 +18,9 @@ Step = Callable[[Any], object]  # trains on the batch that it is given
 
 
 def parse_flags(part: str, flags: list[Any], keep_freed_memory: bool = True) -> argparse.Namespace:
-    """What train.py of a part makes of its flags. From now on, `import train` means this part.
+    """What train.py of a part makes of its flags. From now on, `import train` and `sys.argv` mean this part and these.
+
+    Without --device it is the first GPU, or the CPU; without --mixed_precision it is float32.
 
     Args:
         keep_freed_memory: as train.py does in parts 3 to 6.
@@ -31,7 +33,7 @@ def parse_flags(part: str, flags: list[Any], keep_freed_memory: bool = True) -> 
         train.keep_freed_memory()
     args = train.parse_args()
     args.part = part
-    args.device = ["gpu:0" if ON_GPU else "cpu"]
+    args.device = args.device or ["gpu:0" if ON_GPU else "cpu"]
     args.mixed_precision = {"False": "fp32", None: "fp32"}.get(args.mixed_precision, args.mixed_precision)
     return args
 
@@ -45,12 +47,16 @@ def create_step(args: argparse.Namespace, choice: str = "as it is") -> Callable[
     """
     if args.part in TF_PARTS:
         set_precision(half="bf16" in (choice, args.mixed_precision))
-        loader, step = tensorflow_loader(args, IN_MEMORY, range(1)), tensorflow_step(args)
-    elif args.part == "part7_mmdetection":
+        batches = iter(tensorflow_loader(args, IN_MEMORY, range(1)).cache().repeat())
+        # train_on_batch calls the same function, but first makes a tf.data pipeline of its one batch.
+        train_step = tensorflow_model(args).make_train_function()
+        return lambda: float(train_step(batches)["loss"])
+    if args.part == "part7_mmdetection":
         from mmengine.runner import Runner
 
         config = mmdet_config(args)
-        loader, step = Runner.build_dataloader(config.train_dataloader, seed=0), mmdet_step(args, config, choice)
+        loader = Runner.build_dataloader(config.train_dataloader, seed=args.seed)
+        step = mmdet_step(args, config, choice)
     else:
         data = torch_data(args)
         device = data.trainer.strategy.root_device
@@ -71,13 +77,13 @@ def set_precision(half: bool) -> None:
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if half else "float32")
 
 
-def tensorflow_step(args: argparse.Namespace) -> Step:
-    """Parts 1 and 2: train_on_batch."""
+def tensorflow_model(args: argparse.Namespace) -> Any:
+    """The network of parts 1 and 2, with its loss and optimizer."""
     import train
 
     model = train.create_network(args)
     model.compile(train.create_optimizer(args.optimizer, args.learning_rate), train.create_loss())
-    return lambda batch: model.train_on_batch(*batch[:2])
+    return model
 
 
 def tensorflow_loader(args: argparse.Namespace, steps: int, epochs: range) -> Any:
@@ -90,10 +96,17 @@ def tensorflow_loader(args: argparse.Namespace, steps: int, epochs: range) -> An
     if args.part == "part1_tensorflow":
         paths = train.load_data_path(args.data_root, "train.csv")
         return train.create_loader(args, None, paths, context, steps, epochs)
-    paths = train.load_source_paths(args.data_root)
-    plan = train.plan_balance(args.balance, args.strong_augmentation, paths["source"].value_counts().to_dict())
+    paths, plan = balanced_paths(args)
     paths = paths.assign(number=paths["source"].map(list(plan.index).index))
     return train.create_loader(args, None, paths, context, steps, epochs, plan).take(steps * len(epochs))
+
+
+def balanced_paths(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The photographs of part 2, and its plan of how often they are drawn."""
+    import train
+
+    paths = train.load_source_paths(args.data_root)
+    return paths, train.plan_balance(args.balance, args.strong_augmentation, paths["source"].value_counts().to_dict())
 
 
 def torch_data(args: argparse.Namespace) -> Any:
@@ -116,6 +129,7 @@ def torch_step(args: argparse.Namespace, data: Any, choice: str = "as it is") ->
 
     device = data.trainer.strategy.root_device
     args.compile = choice == "compile"
+    torch.manual_seed(args.seed)
     nothing_to_resume = [Path("no checkpoint")] if args.part == "part6_segformer" else []
     model = train.create_model(args, *nothing_to_resume).to(device).train()
     if choice in ("contiguous", "channels last"):
@@ -149,14 +163,18 @@ def mmdet_config(args: argparse.Namespace) -> Any:
 
 
 def mmdet_step(args: argparse.Namespace, config: Any, choice: str = "as it is") -> Step:
-    """Part 7: the model's own loss, backward, gradients clipped as the config says, AdamW."""
+    """Part 7: the model's own loss, backward, gradients clipped and the rate scaled as the config says, AdamW."""
     import torch
     from mmdet.registry import MODELS
 
-    model = MODELS.build(config.model).to("cuda" if ON_GPU else "cpu").train()
+    torch.manual_seed(args.seed)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model.to("cuda" if ON_GPU else "cpu").train()
     if choice == "channels last":
         model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, fused=choice != "not fused")
+    learning_rate = args.learning_rate * args.batch_size / config.auto_scale_lr.base_batch_size
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, fused=choice != "not fused")
 
     def step(batch: Any) -> None:
         loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from bare import create_step, parse_flags
 
-from results import ON_GPU, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
+from results import ON_GPU, SMALL_MASK_RCNN, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
 
 HALF = ["bf16"] if ON_GPU or multiplies_bf16() else []
 ON_TORCH = ["contiguous", "not fused", *HALF]
@@ -28,12 +28,12 @@ NETWORKS = {  # its part, its flags, what is tried with it
     "part 6: SegFormer, mit_b0": ("part6_segformer", [], ["channels last", "not fused", *HALF, "compile"]),
     "part 7: Mask R-CNN, resnet18": (
         "part7_mmdetection",
-        ["--encoder", "resnet18", "--config", "part7_mmdetection/configs/nail_mask_rcnn_small.py"],
+        ["--encoder", "resnet18", "--config", SMALL_MASK_RCNN],
         ["not fused", "channels last"],
     ),
 }
 AS_IT_IS = "as it is"
-WARM_UP, ROUNDS = 2, 7
+WARM_UP, ROUNDS = 3, 9
 
 
 def measure(part: str, flags: list[str], choices: list[str]) -> list[list[float]]:
@@ -61,8 +61,17 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     for name, (part, flags, tried) in NETWORKS.items():
         choices = [AS_IT_IS, *tried]
-        data_root = draw_data(part) if part == "part7_mmdetection" else draw_data()
-        words = [python_of(part), __file__, "--one", part, ",".join(choices), "--data_root", data_root, *SMALL, *flags]
+        words = [
+            python_of(part),
+            __file__,
+            "--one",
+            part,
+            ",".join(choices),
+            "--data_root",
+            draw_data(part),
+            *SMALL,
+            *flags,
+        ]
         done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
         milliseconds = np.array(json.loads(done.stdout.splitlines()[-1]))
         figures[name] = {choice: milliseconds[:, i].tolist() for i, choice in enumerate(choices)}
@@ -73,7 +82,7 @@ def main() -> None:
             print(" | ".join(rows[-1]), flush=True)
     regime = "128 pixels, batch 8, from scratch, float32 if nothing else is said."
     columns = ["network", "choice", "ms a step, median", "times as fast, median (range)"]
-    save("choices", describe_machine("torch"), regime, columns, rows, bars, "ms a step", figures)
+    save("choices", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ NETWORKS = {  # its part, the size of its images, how many are in a batch, its f
     "part 6: SegFormer, mit_b0": ("part6_segformer", 256, 8, HALF),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, STEPS, ROUNDS = 2, 4, 2
+WARM_UP, STEPS, ROUNDS = 2, 4, 3
 
 
 def measure(part: str, way: str, flags: list[str]) -> list[float]:
@@ -52,7 +52,16 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
     for name, (part, size, batch, flags) in NETWORKS.items():
-        more = ["--encoder_weights", "none", "--image_size", size, "--batch_size", batch, "--data_root", draw_data()]
+        more = [
+            "--encoder_weights",
+            "none",
+            "--image_size",
+            size,
+            "--batch_size",
+            batch,
+            "--data_root",
+            draw_data(part),
+        ]
         found = []
         for _ in range(ROUNDS):
             for way in WAYS:

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from results import describe_machine, draw_data, run_train, save, spread
+from results import SMALL_MASK_RCNN, describe_machine, draw_data, run_train, save, spread
 
 NUMBERS = [1_000, 10_000, 100_000]
 EPOCHS, STEPS = 2, 4
 LONG = 50
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8]
-CONFIG = "part7_mmdetection/configs/nail_mask_rcnn_small.py"
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
     "part3_lightning": [],
-    "part7_mmdetection": ["--config", CONFIG],
+    "part7_mmdetection": ["--config", SMALL_MASK_RCNN],
 }
 
 
@@ -68,17 +67,12 @@ def copy_annotations(source: Path, data_root: Path, side: str, images: list[str]
     (data_root / "annotations" / f"{side}.json").write_text(json.dumps(content))
 
 
-def find_data(part: str) -> Path:
-    """The data_root that a part is measured with."""
-    return draw_data(part) if part == "part7_mmdetection" else draw_data()
-
-
 def measure_numbers() -> None:
     """A few steps with each number of photographs."""
     rows, bars, figures = [], {}, {}
     for number in NUMBERS:
         for part, flags in PARTS.items():
-            source = find_data(part)
+            source = draw_data(part)
             data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
             link_photographs(source, data_root, number)
             length = ["--data_root", data_root, "--epochs", EPOCHS, "--limit_batches", STEPS, "--image_size", 128]
@@ -91,14 +85,14 @@ def measure_numbers() -> None:
             print(" | ".join(rows[-1]), flush=True)
     regime = f"resnet18, 128 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
     columns = ["part", "photographs", "MB", "images/s in the last epoch", "seconds in all"]
-    save("growth", describe_machine("torch"), regime, columns, rows, bars, "MB", figures)
+    save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
 def measure_epochs() -> None:
     """Many short epochs."""
     rows, bars, figures = [], {}, {}
     for part in PARTS:
-        length = ["--data_root", find_data(part), "--epochs", LONG, "--limit_batches", STEPS, "--image_size", 64]
+        length = ["--data_root", draw_data(part), "--epochs", LONG, "--limit_batches", STEPS, "--image_size", 64]
         done, metrics = run_train(part, *SMALL, *PARTS[part], *length)
         seconds, megabytes = metrics["seconds"].to_numpy(), np.array_split(done.megabytes, 10)
         early, late = seconds[1:11], seconds[-10:]
@@ -111,7 +105,7 @@ def measure_epochs() -> None:
     regime = f"resnet18, 64 pixels, batch 8, float32, {LONG} epochs of {STEPS} steps."
     late = f"epochs {LONG - 9} to {LONG}"
     columns = ["part", "epochs 2 to 11, s", f"{late}, s", "ratio of the medians", "MB in the middle", "MB at the end"]
-    save("epochs", describe_machine("torch"), regime, columns, rows, bars, "s an epoch", figures)
+    save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)
 
 
 def main() -> None:

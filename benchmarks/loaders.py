@@ -6,7 +6,8 @@ Each loader runs in a process of its own, in its part's environment: alone for s
 once more for its memory, and then while a network trains. What is counted are augmented batches on the network's
 device: of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of
 normalised floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize
-and augment what a part's loader does: there is one for parts 1 to 6, and one for part 7. Part 6 has part 3's loader.
+and augment: there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for
+part 2, whose small sources are augmented more, and one for part 7. Part 6 has part 3's loader.
 Needs all environments (make setup).
 """
 
@@ -29,25 +30,38 @@ from typing import Any
 import numpy as np
 from bare import (
     Step,
+    balanced_paths,
     mmdet_config,
     mmdet_step,
     parse_flags,
     set_precision,
     tensorflow_loader,
-    tensorflow_step,
+    tensorflow_model,
     torch_data,
     torch_step,
 )
 
-from results import CORES, ON_GPU, TF_PARTS, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
+from results import (
+    CORES,
+    ON_GPU,
+    SMALL_MASK_RCNN,
+    TF_PARTS,
+    describe_machine,
+    draw_data,
+    multiplies_bf16,
+    python_of,
+    save,
+    spread,
+)
 
 ADAMW = ["--optimizer", "adamw"]
-CONFIG = ["--config", "part7_mmdetection/configs/nail_mask_rcnn_small.py"]
-LOADERS: dict[str, tuple[str, list[str]]] = {  # what the table calls it: its part, its flags
-    "limit of parts 1 to 6": ("part3_lightning", ["bare"]),
+CONFIG = ["--config", SMALL_MASK_RCNN]
+LOADERS: dict[str, tuple[str, list[Any]]] = {  # what the table calls it: its part, its flags
+    "limit of part 2": ("part2_balanced_data", ["bare"]),
+    "part 2, tf.data, balanced": ("part2_balanced_data", ADAMW),
+    "limit of parts 1 and 3 to 6": ("part3_lightning", ["bare"]),
     "part 1, tf.data": ("part1_tensorflow", ADAMW),
     "part 1, `--cache memory`": ("part1_tensorflow", [*ADAMW, "--cache", "memory"]),
-    "part 2, tf.data, balanced": ("part2_balanced_data", ADAMW),
     "parts 3 and 6, DataLoader": ("part3_lightning", []),
     "parts 3 and 6, `--cache memory`": ("part3_lightning", ["--cache", "memory"]),
     "part 4, Kornia, `--augment_on cpu`": ("part4_kornia", ["--augment_on", "cpu"]),
@@ -57,7 +71,9 @@ LOADERS: dict[str, tuple[str, list[str]]] = {  # what the table calls it: its pa
     "limit of part 7": ("part7_mmdetection", ["bare", *CONFIG]),
     "part 7, MMDetection": ("part7_mmdetection", CONFIG),
 }
-IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS, WARM_UP, STEPS = 400, 384, 16, 3, 1, 4
+IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = 400, 384, 16, 3
+# While it trains: from when the batches that were made before the first step are used up.
+WARM_UP, STEPS = 3 * CORES, 3 * CORES
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 
 HALF = ON_GPU or multiplies_bf16()
@@ -78,7 +94,7 @@ def memory_now() -> float:
     """MB of this process and its children; what several share is counted once."""
     total = 0
     for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+        with contextlib.suppress(OSError):  # it has just ended
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
@@ -103,24 +119,67 @@ def peak_memory(one_pass: Callable[[], object]) -> float:
 def bare_pass(load: Callable[[int], object], used: int) -> float:
     """Load and augment `used` photographs in as many processes as there are cores, drop them: images per second."""
 
+    ready = multiprocessing.Barrier(CORES + 1)
+
     def work(first: int) -> None:
+        load(first)
+        ready.wait()
         for index in range(first, used, CORES):
             load(index)
 
-    began = time.perf_counter()
     processes = [multiprocessing.Process(target=work, args=(first,)) for first in range(CORES)]
     for process in processes:
         process.start()
+    ready.wait()
+    began = time.perf_counter()
     for process in processes:
         process.join()
     return used / (time.perf_counter() - began)
+
+
+def bare_load(args: argparse.Namespace) -> Callable[[int], object]:
+    """A function that reads, resizes and augments photograph `index` of an epoch, for the limit of a part."""
+    if args.part == "part2_balanced_data":
+        return balanced_load(args)
+    if args.part == "part7_mmdetection":
+        from mmdet.registry import DATASETS
+
+        return DATASETS.build(mmdet_config(args).train_dataloader.dataset).__getitem__
+    dataset = torch_data(args).train_dataset
+    return lambda index: dataset[0, index]
+
+
+def balanced_load(args: argparse.Namespace) -> Callable[[int], object]:
+    """The same for part 2: photographs drawn as its plan says, with the augmentation of their sources."""
+    import cv2
+
+    from transform import seed_transform, strong_transform, train_transform, valid_transform
+
+    paths, plan = balanced_paths(args)
+    drawn = paths.sample(IMAGES, replace=True, weights=paths["source"].map(plan["repeats"]), random_state=args.seed)
+    images, masks = drawn["images"].tolist(), drawn["masks"].tolist()
+    resize, augmentations = valid_transform(IMAGE_SIZE), {False: train_transform(), True: strong_transform()}
+    augment = drawn["source"].map(plan["strong"]).map(augmentations).tolist()
+
+    def load(index: int) -> object:
+        image, mask = cv2.imread(images[index], cv2.IMREAD_COLOR_RGB), cv2.imread(masks[index], cv2.IMREAD_GRAYSCALE)
+        resized = resize(image=image, mask=mask // 255)
+        seed_transform(augment[index], args.seed, 0, index)
+        return augment[index](**resized)
+
+    return load
 
 
 def tensorflow_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
     set_precision(half=HALF)
     batches = iter(tensorflow_loader(args, steps, range(1000)))  # it goes through all epochs without a pause
-    return lambda: batches, lambda: tensorflow_step(args)
+
+    def make_step() -> Step:
+        model = tensorflow_model(args)
+        return lambda batch: model.train_on_batch(*batch[:2])
+
+    return lambda: batches, make_step
 
 
 def torch_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
@@ -162,14 +221,7 @@ def measure(part: str, flags: list[str]) -> dict[str, Any]:
     args = parse_flags(part, flags[is_bare:])
     steps = IMAGES * 4 // 5 // BATCH_SIZE
     if is_bare:
-        if part == "part7_mmdetection":
-            from mmdet.registry import DATASETS
-
-            dataset = DATASETS.build(mmdet_config(args).train_dataloader.dataset)
-            one_pass: Callable[[], float] = functools.partial(bare_pass, dataset.__getitem__, steps * BATCH_SIZE)
-        else:
-            dataset = torch_data(args).train_dataset
-            one_pass = functools.partial(bare_pass, lambda index: dataset[0, index], steps * BATCH_SIZE)
+        one_pass: Callable[[], float] = functools.partial(bare_pass, bare_load(args), steps * BATCH_SIZE)
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
         begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args, steps)
@@ -224,8 +276,7 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
 
 def run(part: str, flags: list[str]) -> dict[str, Any]:
     """Measure one loader in a process of its own."""
-    prepare = [part] if part == "part7_mmdetection" else ["part5_dali", "--npy"]
-    data_root = draw_data(*prepare, images=IMAGES)
+    data_root = draw_data(part, images=IMAGES)
     words = [python_of(part), __file__, "--one", part, *flags, "--data_root", data_root, "--workers", CORES, *FLAGS]
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -245,7 +296,8 @@ def main() -> None:
         speed = np.array(figures["speed"])
         if flags[:1] == ["bare"]:
             limit = float(np.median(speed))
-        cells = [name, spread(speed, ".0f"), f"{np.median(speed) / limit:.2f}"]
+        of_the_limit = "" if "--cache" in flags else f"{np.median(speed) / limit:.2f}"  # a cache decodes nothing
+        cells = [name, spread(speed, ".0f"), of_the_limit]
         cells += [f"{1000 * np.median(figures['cpu']):.1f}", f"{figures['memory']:.0f}"]
         if "waiting" in figures:
             cells += [f"{np.median(figures['training_speed']):.1f}", f"{100 * figures['waiting']:.1f} %"]
@@ -255,7 +307,7 @@ def main() -> None:
     columns = ["loader", "alone, images/s", "of the limit", "CPU ms an image", "MB", "training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "
     regime += "bfloat16 (part 7: float32)." if HALF else "float32."
-    save("loaders", describe_machine("torch"), regime, columns, rows, bars, "images/s", all_figures)
+    save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", all_figures)
 
 
 if __name__ == "__main__":

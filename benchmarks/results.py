@@ -4,6 +4,7 @@ Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and p
 in README.md. So no figure there is copied by hand.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -33,6 +34,7 @@ ROOT = HERE.parent
 CORES = len(os.sched_getaffinity(0))
 ON_GPU = Path("/proc/driver/nvidia").exists()
 TF_PARTS = ["part1_tensorflow", "part2_balanced_data"]
+SMALL_MASK_RCNN = ROOT / "part7_mmdetection" / "configs" / "nail_mask_rcnn_small.py"
 
 
 def multiplies_bf16() -> bool:
@@ -41,15 +43,32 @@ def multiplies_bf16() -> bool:
 
 
 def describe_machine(*packages: str) -> str:
-    """Such as "2 cores of an AMD EPYC (AVX2), no GPU; Python 3.11.7, tensorflow 2.21.0"."""
+    """Such as "2 cores of AMD EPYC (avx2), no GPU; Python 3.11.7, tensorflow 2.21.0"."""
     about = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*:\s*(.*)", about)
     flags = set(about.split())
     fastest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "no AVX")
     cpu = f"{CORES} cores of {name[1] if name else platform.machine()} ({fastest})"
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    versions = [f"{name} {version_of(name)}" for name in packages]
     gpu = ask_gpu("name") if ON_GPU else "no GPU"
     return f"{cpu}, {gpu}; Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def version_of(package: str) -> str:
+    """What is installed of a package, in the environment that has it."""
+    folders = [str(folder) for folder in ROOT.glob(".venv-*/lib/python*/site-packages")]
+    return next(found.version for found in importlib.metadata.distributions(name=package, path=folders))
+
+
+def last_commit() -> str:
+    """What was measured, such as "9ce3c57"; with a + if a script was changed since, "unknown" without git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        commit = subprocess.run([*git, "log", "-1", "--format=%h"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + ("+" if changed else "")
 
 
 def ask_gpu(what: str) -> str:
@@ -71,12 +90,14 @@ def python_of(part: str) -> Path:
     return ROOT / (".venv-tf" if part in TF_PARTS else ".venv-pt") / "bin" / "python"
 
 
-def draw_data(part: str = "part5_dali", *flags: str, images: int = 200) -> Path:
-    """A data_root with drawn photographs, prepared by this part; made when it is first asked for."""
-    data_root = ROOT / "data" / "bench" / f"{part}_{images}"
+def draw_data(part: str, images: int = 200) -> Path:
+    """A data_root with drawn photographs, prepared for this part; made when it is first asked for."""
+    # Parts 1 to 6 prepare alike, but for the arrays that part 5 can read in the place of PNG files.
+    preparing, flags = (part, []) if part == "part7_mmdetection" else ("part5_dali", ["--npy"])
+    data_root = ROOT / "data" / "bench" / f"{preparing}_{images}"
     if not (data_root / "csv_file").exists():
-        python = python_of(part)
-        for script, more in [("sample_data.py", ["--images", images]), (f"{part}/data_preparation.py", flags)]:
+        python = python_of(preparing)
+        for script, more in [("sample_data.py", ["--images", images]), (f"{preparing}/data_preparation.py", flags)]:
             words = [python, ROOT / script, "--data_root", data_root, *more]
             subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
     return data_root
@@ -86,12 +107,16 @@ class Done(NamedTuple):
     """What a command has used."""
 
     seconds: float
-    megabytes: list[float]  # of it and all its processes, twice a second
+    megabytes: list[float]  # of it and all its processes, at each look
     gpu_megabytes: float  # the most that was in use of the first GPU
 
 
-def run_measured(words: Sequence[Any], **environment: str) -> Done:
+def run_measured(words: Sequence[Any], look_every: float = 1, **environment: str) -> Done:
     """Run a command in a terminal of its own, so that its progress bars are drawn as a user sees them.
+
+    Args:
+        look_every: seconds between two looks at its memory, for which the system goes through all its pages; 0 for
+            none, where the time that this takes from the command would count.
 
     Raises:
         SystemExit: it failed; its last lines are in the message.
@@ -110,9 +135,11 @@ def run_measured(words: Sequence[Any], **environment: str) -> Done:
         megabytes, on_gpu = [0.0], 0.0
         try:
             while process.poll() is None:
-                megabytes.append(session_megabytes(process.pid))
-                on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
-                time.sleep(0.5)
+                if look_every:
+                    megabytes.append(session_megabytes(process.pid))
+                    on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(look_every or None)
         finally:
             if process.poll() is None:  # Ctrl-C reaches only this process: that one is in a session of its own
                 os.killpg(process.pid, signal.SIGKILL)
@@ -156,11 +183,11 @@ class Trained(NamedTuple):
     metrics: pd.DataFrame
 
 
-def run_train(part: str, *flags: Any, **environment: str) -> Trained:
-    """Run train.py of a part in a work_dir that is removed afterwards."""
+def run_train(part: str, *flags: Any, look_every: float = 1, **environment: str) -> Trained:
+    """Run train.py of a part, as `run_measured` does, in a work_dir that is removed afterwards."""
     with tempfile.TemporaryDirectory() as work_dir:
         words = [python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags]
-        done = run_measured(words, **environment)
+        done = run_measured(words, look_every, **environment)
         return Trained(done, pd.read_csv(Path(work_dir) / part.split("_")[1] / "logs" / "metrics.csv"))
 
 
@@ -194,7 +221,8 @@ def save(
         figures: everything that was measured, for the JSON.
     """
     today = str(date.today())
-    about = {"date": today, "machine": machine, "regime": regime, "columns": columns, "rows": rows, "figures": figures}
+    about = {"date": today, "commit": last_commit(), "machine": machine, "regime": regime}
+    about |= {"columns": columns, "rows": rows, "figures": figures}
     (HERE / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
     draw_bars(HERE / "imgs" / f"{name}.png", bars, unit)
     readme = HERE / "README.md"
@@ -203,7 +231,10 @@ def save(
         f"{begin}\n{machine}; {today}. {regime}\n\n{format_table(columns, rows)}\n\n![{unit}](imgs/{name}.png)\n{end}"
     )
     before, _, rest = readme.read_text().partition(begin)
-    readme.write_text(before + text + rest.partition(end)[2])
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise SystemExit(f"{readme} has no marks of {name}, between which its table goes; {name}.json has all figures")
+    readme.write_text(before + text + after)
 
 
 def draw_bars(file: Path, bars: dict[str, Any], unit: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from results import (
     ON_GPU,
-    ROOT,
+    SMALL_MASK_RCNN,
     Done,
     describe_machine,
     draw_data,
@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 UNET = ["--encoder", ENCODER, "--encoder_weights", "none"]
 SCRATCH = ["--encoder_weights", "none"]
-MASK_RCNN = ["--config", ROOT / "part7_mmdetection" / "configs" / "nail_mask_rcnn_small.py"]
+MASK_RCNN = ["--config", SMALL_MASK_RCNN]
 PARTS = {
     "part1_tensorflow": Part(
         "keras_sequence.py",
@@ -88,7 +88,7 @@ def train_peer(part: str, peer: str, data_root: Path) -> Result:
     encoder = [] if part == "part6_segformer" else ["--encoder", PARTS[part].flags[1]]
     with tempfile.TemporaryDirectory() as work_dir:
         words = [python_of(part), Path(__file__).parent / "peers" / peer, "--data_root", data_root]
-        done = run_measured([*words, "--work_dir", work_dir, "--workers", 2, *COMMON, *encoder], PYTHONUNBUFFERED="1")
+        done = run_measured([*words, "--work_dir", work_dir, "--workers", 2, *COMMON, *encoder])
         figures = json.loads((Path(work_dir) / "peer.json").read_text())
     reached = figures.get("iou") or figures["segm_mAP"]
     return Result(done, figures["epoch_seconds"], figures["train_seconds"], reached)
@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     rows, bars, figures = [], {}, {}
     for part in args.parts:
-        data_root = draw_data(part if part == "part7_mmdetection" else "part5_dali", images=IMAGES)
+        data_root = draw_data(part, images=IMAGES)
         peer, title, _, choices = PARTS[part]
         results = {title: train_peer(part, peer, data_root)} if peer else {}
         for name, flags in choices.items():
@@ -130,7 +130,7 @@ def main() -> None:
         memory = ["MB", *(["MB on the GPU"] if ON_GPU else [])]
         columns = ["part", "who", "s an epoch, median (range)", "of it training", *memory, "IoU, part 7: segm mAP"]
         name = "gpu" if ON_GPU else "training"
-        save(name, describe_machine("torch"), regime, columns, rows, bars, "s an epoch", figures)
+        save(name, describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)
 
 
 if __name__ == "__main__":
