@@ -22,7 +22,7 @@ from results import SMALL_MASK_RCNN, describe_machine, draw_data, run_train, sav
 
 NUMBERS = [1_000, 10_000, 100_000]
 EPOCHS, STEPS = 2, 4
-LONG = 50
+LONG, LONG_STEPS = 50, 2
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8]
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
@@ -75,7 +75,7 @@ def measure_numbers() -> None:
             source = draw_data(part)
             data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
             link_photographs(source, data_root, number)
-            length = ["--data_root", data_root, "--epochs", EPOCHS, "--limit_batches", STEPS, "--image_size", 128]
+            length = ["--data_root", data_root, "--epochs", EPOCHS, "--limit_batches", STEPS, "--image_size", 64]
             done, metrics = run_train(part, *SMALL, *flags, *length)
             shutil.rmtree(data_root)
             speed, most = metrics["images_per_second"].iloc[-1], max(done.megabytes)
@@ -83,7 +83,7 @@ def measure_numbers() -> None:
             rows.append([part, f"{number:,}", f"{most:,.0f}", f"{speed:.1f}", f"{done.seconds:.1f}"])
             bars[f"{part}, {number:,}"] = [most]
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 128 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
     columns = ["part", "photographs", "MB", "images/s in the last epoch", "seconds in all"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
@@ -92,7 +92,7 @@ def measure_epochs() -> None:
     """Many short epochs."""
     rows, bars, figures = [], {}, {}
     for part in PARTS:
-        length = ["--data_root", draw_data(part), "--epochs", LONG, "--limit_batches", STEPS, "--image_size", 64]
+        length = ["--data_root", draw_data(part), "--epochs", LONG, "--limit_batches", LONG_STEPS, "--image_size", 64]
         done, metrics = run_train(part, *SMALL, *PARTS[part], *length)
         seconds, megabytes = metrics["seconds"].to_numpy(), np.array_split(done.megabytes, 10)
         early, late = seconds[1:11], seconds[-10:]
@@ -102,7 +102,7 @@ def measure_epochs() -> None:
         rows.append([part, *times, *memory])
         bars[f"{part}, epochs 2 to 11"], bars[f"{part}, epochs {LONG - 9} to {LONG}"] = early, late
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 8, float32, {LONG} epochs of {STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 8, float32, {LONG} epochs of {LONG_STEPS} steps."
     late = f"epochs {LONG - 9} to {LONG}"
     columns = ["part", "epochs 2 to 11, s", f"{late}, s", "ratio of the medians", "MB in the middle", "MB at the end"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)

@@ -33,9 +33,9 @@ from results import (
     spread,
 )
 
-WARM_UP, STEPS, EPOCHS = 1, 10, 6  # the first epoch does not count
+WARM_UP, STEPS, EPOCHS = 1, 10, 5  # the first epoch does not count
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
-SMALL = ["--encoder_weights", "none", "--image_size", 192, "--batch_size", 8]
+SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
     "part1_tensorflow": ["--encoder", "resnet18", "--optimizer", "adamw", *HALF],
     "part3_lightning": ["--encoder", "resnet18", *HALF],
@@ -184,7 +184,7 @@ def main() -> None:
         rows.append([part, f"{bare:.0f}", f"{ours:.0f}", spread(overhead, ".1f") + " %"])
         bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = milliseconds[:, 1], milliseconds[:, 0]
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"192 pixels, batch 8, from scratch, {'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)."
+    regime = f"128 pixels, batch 8, from scratch, {'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)."
     columns = ["part", "bare loop, ms a step", "train.py, ms a step", "overhead, median (range)"]
     save("steps", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 
