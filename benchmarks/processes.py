@@ -2,10 +2,11 @@
 
     .venv-pt/bin/python benchmarks/processes.py
 
-Each process calculates with one thread. "One" has one process, "two" is --device cpu cpu with the same batch for each
-process, and "apart" is two runs of one process at the same time, which do not know of each other: what it is slower by
-than twice one is lost to memory and to loaders that share the cores with the networks; what "two" is slower by than
-that is lost to the exchange of gradients. Needs all environments (make setup).
+Each operation calculates with one thread. "One" has one process. "Two" is --device cpu cpu with the same batch for
+each: two processes in part 3, and in part 1 two replicas of the network in one process, as MirroredStrategy has them.
+"Apart" is two runs of one process at the same time, which do not know of each other: what it is slower by than twice
+one is lost to memory and to loaders that share the cores with the networks; what "two" is slower by than that is lost
+to the exchange of gradients. Needs all environments (make setup).
 """
 
 import argparse
@@ -42,10 +43,11 @@ def main() -> None:
         two = images_per_second(part, 2)
         figures[part] = {"one": one.tolist(), "apart": apart.tolist(), "two": two.tolist()}
         for name, speed in [("one", one), ("apart", apart), ("two", two)]:
-            rows.append([part, name, spread(speed, ".1f"), f"{np.median(speed) / np.median(one) / 2:.2f}"])
+            of_twice_one = "" if name == "one" else f"{np.median(speed) / np.median(one) / 2:.2f}"
+            rows.append([part, name, spread(speed, ".1f"), of_twice_one])
             bars[f"{part}, {name}"] = speed
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"U-Net, resnet18, 128 pixels, batch {BATCH_SIZE} a process, one thread a process, float32."
+    regime = f"U-Net, resnet18, 128 pixels, batch {BATCH_SIZE} a network, one thread an operation, float32."
     columns = ["part", "processes", "images/s, median (range)", "of twice one"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
