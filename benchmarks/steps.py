@@ -2,9 +2,9 @@
 
     .venv-pt/bin/python benchmarks/steps.py
 
-In one process, train.py trains an epoch, with its progress bar, metrics and logs, and then the loop of bare.py takes as
-many steps, and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory
-as a loader delivers them. An overhead is that of an epoch and the loop after it. Needs all environments (make setup).
+In one process, train.py takes a step, with its progress bar, metrics and logs, and then the loop of bare.py takes one,
+and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory as a loader
+delivers them. An overhead is that of the medians of an epoch. Needs all environments (make setup).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from results import (
     spread,
 )
 
-WARM_UP, STEPS, EPOCHS = 1, 10, 5  # the first epoch does not count
+STEPS, EPOCHS = 12, 7  # the first epoch does not count
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
@@ -46,29 +46,26 @@ FLAGS: dict[str, list[Any]] = {
 
 
 class Watch:
-    """Takes the time of the steps of train.py, and after each epoch that of the bare loop."""
+    """Takes the time of each step of train.py, and after each that of a step of the bare loop."""
 
     def __init__(self, bare_step: Callable[[], object]) -> None:
         self.bare_step = bare_step
-        self.ends: list[float] = []  # of the steps of this epoch
-        self.milliseconds: list[list[float]] = []  # of a step in train.py and in the bare loop, for each epoch
+        self.began: float | None = None  # the step of train.py that is going on, if it is not an epoch's first
+        self.seconds: list[list[float]] = []  # of the steps of this epoch, in train.py and in the bare loop
+        self.milliseconds: list[list[float]] = []  # the medians of both, for each epoch
 
     def step_ended(self) -> None:
-        self.ends.append(time.perf_counter())
+        """What train.py does from the end of one call to the next one is a step, all its callbacks included."""
+        ended = time.perf_counter()
+        self.bare_step()
+        now = time.perf_counter()
+        if self.began is not None:
+            self.seconds.append([ended - self.began, now - ended])
+        self.began = now
 
     def epoch_ended(self) -> None:
-        ours = mean_step(self.ends)
-        self.ends = []
-        for _ in range(STEPS):
-            self.bare_step()
-            self.step_ended()
-        self.milliseconds.append([ours, mean_step(self.ends)])
-        self.ends = []
-
-
-def mean_step(ends: list[float]) -> float:
-    """Milliseconds from the end of a step to the end of the next one."""
-    return 1000 * (ends[-1] - ends[WARM_UP]) / (len(ends) - 1 - WARM_UP)
+        self.milliseconds.append((1000 * np.median(self.seconds, axis=0)).tolist())
+        self.began, self.seconds = None, []
 
 
 class InMemory:
