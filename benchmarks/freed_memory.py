@@ -22,11 +22,11 @@ HALF = ["--mixed_precision", "bf16"] if multiplies_bf16() else []
 UNET = ["--encoder", "resnet18", *HALF]
 NETWORKS = {  # its part, the size of its images, how many are in a batch, its flags
     "parts 3 to 5: U-Net, resnet18": ("part3_lightning", 128, 8, UNET),
-    "parts 3 to 5: the same": ("part3_lightning", 256, 16, UNET),
-    "part 6: SegFormer, mit_b0": ("part6_segformer", 128, 8, HALF),
+    "parts 3 to 5: the same": ("part3_lightning", 384, 16, UNET),
+    "part 6: SegFormer, mit_b0": ("part6_segformer", 384, 16, HALF),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, STEPS, ROUNDS = 2, 4, 3
+WARM_UP, STEPS, ROUNDS = 1, 3, 3
 
 
 def measure(part: str, way: str, flags: list[str]) -> list[float]:

@@ -71,7 +71,7 @@ LOADERS: dict[str, tuple[str, list[Any]]] = {  # what the table calls it: its pa
     "limit of part 7": ("part7_mmdetection", ["bare", *CONFIG]),
     "part 7, MMDetection": ("part7_mmdetection", CONFIG),
 }
-IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = max(400, 80 * CORES), 384, 16, 3
+IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = max(400, 80 * CORES), 384, 16, 5
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 WARM_UP, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 3)
