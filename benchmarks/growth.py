@@ -21,7 +21,7 @@ import pandas as pd
 from results import SMALL_MASK_RCNN, describe_machine, draw_data, run_train, save, spread
 
 NUMBERS = [1_000, 10_000, 100_000]
-EPOCHS, STEPS = 2, 4
+EPOCHS, STEPS = 2, 20
 LONG, LONG_STEPS = 50, 2
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8]
 PARTS: dict[str, list[Any]] = {

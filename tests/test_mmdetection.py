@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,6 +63,9 @@ def test_training_finds_nails_and_leaves_what_it_should(trained: tuple[Path, str
     assert f"by segm_mAP, {metrics['segm_mAP'].max():.4f}" in printed and "predict.py --weights" in printed
     assert "loading annotations" not in printed
     assert {path.name for path in (run_dir / "weights").iterdir()} == {"best.pth", "last.pth"}
+    config = (run_dir / "logs" / "mmengine" / "nail_mask_rcnn_small.py").read_text()
+    # Nothing in it is as long as there are photographs: MMEngine formats it whole with each checkpoint.
+    assert max(map(len, re.findall(r"\[[\d,\s]+\]", config))) < 100
     assert Image.open(run_dir / "training_curves.png").size[0] > 500
     assert Image.open(run_dir / "predictions" / "validation.png").size[0] > 500
 
