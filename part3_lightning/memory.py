@@ -10,8 +10,8 @@ def keep_freed_memory() -> None:
     """Tell the C library to keep the memory of freed tensors for the next ones.
 
     By default it gives large blocks back to the system, which clears them page by page when they are asked for again,
-    in every step. Kept, a step on a CPU took 0.64 to 0.88 of the time, and its peak of memory was up to 14 % higher
-    (benchmarks/README.md). It changes no result, and nothing on a GPU.
+    in every step. Kept, a step of 16 images of 384 pixels took 0.82 of the time on a CPU, and its peak of memory was up
+    to 15 % higher (benchmarks/README.md). It changes no result, and nothing on a GPU.
     """
     library = ctypes.CDLL(None)  # what this process is linked with
     library.mallopt(MMAP_MAX, 0)  # large blocks come from the heap, too

@@ -64,8 +64,8 @@ def test_training_finds_nails_and_leaves_what_it_should(trained: tuple[Path, str
     assert "loading annotations" not in printed
     assert {path.name for path in (run_dir / "weights").iterdir()} == {"best.pth", "last.pth"}
     config = (run_dir / "logs" / "mmengine" / "nail_mask_rcnn_small.py").read_text()
-    # Nothing in it is as long as there are photographs: MMEngine formats it whole with each checkpoint.
-    assert max(map(len, re.findall(r"\[[\d,\s]+\]", config))) < 100
+    # No list in it is as long as there are photographs: MMEngine formats it whole with each checkpoint.
+    assert max(numbers.count(",") for numbers in re.findall(r"\[[\d,\s]+\]", config)) < 10
     assert Image.open(run_dir / "training_curves.png").size[0] > 500
     assert Image.open(run_dir / "predictions" / "validation.png").size[0] > 500
 
