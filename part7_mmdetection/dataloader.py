@@ -55,7 +55,7 @@ class NailDataset(CocoDataset):
             everything = super().load_data_list()
         # Needed by a filter that is not used here. Its numbers are some of those that were read, lie among all the
         # rest of them in memory, and would keep the system from getting any of that back.
-        self.cat_img_map = {}
+        self.cat_img_map.clear()
         return [everything[index] for index in np.linspace(0, len(everything) - 1, self.number).round().astype(int)]
 
     def prepare_data(self, idx: int) -> Any:
