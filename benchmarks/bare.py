@@ -1,6 +1,7 @@
-"""The barest training loop that is right, for the network of each part, on batches that lie in memory.
+"""The barest training loop that is right, for the network of each part, on batches that lie in memory; and the barest
+loading, of one photograph.
 
-What steps.py compares train.py with, and what choices.py changes one thing at a time of.
+What steps.py compares train.py with, what choices.py changes one thing at a time of, and the limits of loaders.py.
 """
 
 import argparse
@@ -186,3 +187,36 @@ def mmdet_step(args: argparse.Namespace, config: Any, choice: str = "as it is") 
             torch.cuda.synchronize()
 
     return step
+
+
+def bare_load(args: argparse.Namespace, used: int) -> Callable[[int], object]:
+    """A function that reads, resizes and augments photograph `index` of the `used` ones of an epoch."""
+    if args.part == "part2_balanced_data":
+        return balanced_load(args, used)
+    if args.part == "part7_mmdetection":
+        from mmdet.registry import DATASETS
+
+        return DATASETS.build(mmdet_config(args).train_dataloader.dataset).__getitem__
+    dataset = torch_data(args).train_dataset
+    return lambda index: dataset[0, index]
+
+
+def balanced_load(args: argparse.Namespace, used: int) -> Callable[[int], object]:
+    """The same for part 2: photographs drawn as its plan says, with the augmentation of their sources."""
+    import cv2
+
+    from transform import seed_transform, strong_transform, train_transform, valid_transform
+
+    paths, plan = balanced_paths(args)
+    drawn = paths.sample(used, replace=True, weights=paths["source"].map(plan["repeats"]), random_state=args.seed)
+    images, masks = drawn["images"].tolist(), drawn["masks"].tolist()
+    resize, augmentations = valid_transform(args.image_size), {False: train_transform(), True: strong_transform()}
+    augment = drawn["source"].map(plan["strong"]).map(augmentations).tolist()
+
+    def load(index: int) -> object:
+        image, mask = cv2.imread(images[index], cv2.IMREAD_COLOR_RGB), cv2.imread(masks[index], cv2.IMREAD_GRAYSCALE)
+        resized = resize(image=image, mask=mask // 255)
+        seed_transform(augment[index], args.seed, 0, index)
+        return augment[index](**resized)
+
+    return load

@@ -61,17 +61,8 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     for name, (part, flags, tried) in NETWORKS.items():
         choices = [AS_IT_IS, *tried]
-        words = [
-            python_of(part),
-            __file__,
-            "--one",
-            part,
-            ",".join(choices),
-            "--data_root",
-            draw_data(part),
-            *SMALL,
-            *flags,
-        ]
+        data = ["--data_root", draw_data(part)]
+        words = [python_of(part), __file__, "--one", part, ",".join(choices), *data, *SMALL, *flags]
         done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
         milliseconds = np.array(json.loads(done.stdout.splitlines()[-1]))
         figures[name] = {choice: milliseconds[:, i].tolist() for i, choice in enumerate(choices)}

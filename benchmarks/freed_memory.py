@@ -52,20 +52,11 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
     for name, (part, size, batch, flags) in NETWORKS.items():
-        more = [
-            "--encoder_weights",
-            "none",
-            "--image_size",
-            size,
-            "--batch_size",
-            batch,
-            "--data_root",
-            draw_data(part),
-        ]
+        data = ["--data_root", draw_data(part), "--image_size", size, "--batch_size", batch]
         found = []
         for _ in range(ROUNDS):
             for way in WAYS:
-                words = [python_of(part), __file__, "--one", part, way, *more, *flags]
+                words = [python_of(part), __file__, "--one", part, way, "--encoder_weights", "none", *data, *flags]
                 done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
         values = np.array(found).reshape(ROUNDS, len(WAYS), 3)

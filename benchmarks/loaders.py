@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from bare import (
     Step,
-    balanced_paths,
+    bare_load,
     mmdet_config,
     mmdet_step,
     parse_flags,
@@ -138,39 +138,6 @@ def bare_pass(load: Callable[[int], object], used: int) -> float:
     return used / (time.perf_counter() - began)
 
 
-def bare_load(args: argparse.Namespace) -> Callable[[int], object]:
-    """A function that reads, resizes and augments photograph `index` of an epoch, for the limit of a part."""
-    if args.part == "part2_balanced_data":
-        return balanced_load(args)
-    if args.part == "part7_mmdetection":
-        from mmdet.registry import DATASETS
-
-        return DATASETS.build(mmdet_config(args).train_dataloader.dataset).__getitem__
-    dataset = torch_data(args).train_dataset
-    return lambda index: dataset[0, index]
-
-
-def balanced_load(args: argparse.Namespace) -> Callable[[int], object]:
-    """The same for part 2: photographs drawn as its plan says, with the augmentation of their sources."""
-    import cv2
-
-    from transform import seed_transform, strong_transform, train_transform, valid_transform
-
-    paths, plan = balanced_paths(args)
-    drawn = paths.sample(IMAGES, replace=True, weights=paths["source"].map(plan["repeats"]), random_state=args.seed)
-    images, masks = drawn["images"].tolist(), drawn["masks"].tolist()
-    resize, augmentations = valid_transform(IMAGE_SIZE), {False: train_transform(), True: strong_transform()}
-    augment = drawn["source"].map(plan["strong"]).map(augmentations).tolist()
-
-    def load(index: int) -> object:
-        image, mask = cv2.imread(images[index], cv2.IMREAD_COLOR_RGB), cv2.imread(masks[index], cv2.IMREAD_GRAYSCALE)
-        resized = resize(image=image, mask=mask // 255)
-        seed_transform(augment[index], args.seed, 0, index)
-        return augment[index](**resized)
-
-    return load
-
-
 def tensorflow_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
     set_precision(half=HALF)
@@ -221,8 +188,11 @@ def measure(part: str, flags: list[str]) -> dict[str, Any]:
     is_bare = flags[0] == "bare"
     args = parse_flags(part, flags[is_bare:])
     steps = IMAGES * 4 // 5 // BATCH_SIZE
+    images = steps * BATCH_SIZE
     if is_bare:
-        one_pass: Callable[[], float] = functools.partial(bare_pass, bare_load(args), steps * BATCH_SIZE)
+        one_pass: Callable[[], float] = functools.partial(
+            bare_pass, bare_load(args, steps * BATCH_SIZE), steps * BATCH_SIZE
+        )
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
         begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args, steps)
@@ -235,7 +205,6 @@ def measure(part: str, flags: list[str]) -> dict[str, Any]:
             rest = sum(1 for _ in batches)
             return rest * BATCH_SIZE / (time.perf_counter() - began)
 
-    images = steps * BATCH_SIZE
     one_pass()  # warm-up
     speed, cpu = [], []
     for _ in range(REPEATS):

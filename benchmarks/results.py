@@ -13,6 +13,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import termios
 import threading
@@ -55,8 +56,8 @@ def describe_machine(*packages: str) -> str:
 
 
 def version_of(package: str) -> str:
-    """What is installed of a package, in the environment that has it."""
-    folders = [str(folder) for folder in ROOT.glob(".venv-*/lib/python*/site-packages")]
+    """What is installed of a package: in this environment, or in the one that has it."""
+    folders = [*sys.path, *map(str, ROOT.glob(".venv-*/lib/python*/site-packages"))]
     return next(found.version for found in importlib.metadata.distributions(name=package, path=folders))
 
 

@@ -137,15 +137,13 @@ def quiet() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
-    """While many annotations are read: Python's garbage collector would look through all of them again and again.
-
-    Afterwards, too; and as it looks through all objects only when there are a quarter more of them, what a training
-    leaves behind would lie about for long.
-    """
+    """While many annotations are read: Python's garbage collector would look through all of them again and again."""
     gc.disable()
     try:
         yield
     finally:
+        # Nor later: it looks through everything only when there is a quarter more, and with many annotations that
+        # would leave what a training drops lying about for long.
         gc.freeze()
         gc.enable()
 

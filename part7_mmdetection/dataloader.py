@@ -53,10 +53,14 @@ class NailDataset(CocoDataset):
         """What MMDetection reads from the annotations, of the photographs that are used."""
         with quiet(), no_garbage():
             everything = super().load_data_list()
-        # Needed by a filter that is not used here. Its numbers are some of those that were read, lie among all the
-        # rest of them in memory, and would keep the system from getting any of that back.
-        self.cat_img_map.clear()
         return [everything[index] for index in np.linspace(0, len(everything) - 1, self.number).round().astype(int)]
+
+    def filter_data(self) -> Any:
+        """All of them, because photographs without nails teach as well; or what a config's filter_cfg leaves."""
+        filtered = super().filter_data()
+        # Only the filter needs it. Its numbers lie among all that was read, and would keep that from being freed.
+        self.cat_img_map.clear()
+        return filtered
 
     def prepare_data(self, idx: int) -> Any:
         """The photograph of this number and its annotations, after the pipeline."""
