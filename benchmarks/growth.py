@@ -2,9 +2,10 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are links to 160 drawn ones; a run takes a few steps with each number of them. "Seconds in all" are from
-the command to its end, so what the run with 100,000 has more of is what they cost at the start. Then a run of 50 short
-epochs: its last ten against its second to eleventh. Needs all environments (make setup).
+The photographs are links to 160 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
+are those of start and end, so what the run with 100,000 has more of is what they cost at the start. Then 50 short
+epochs: the last ones of one run take turns, epoch by epoch, with the second to tenth of another one, which is the same
+but for its age. Needs all environments (make setup).
 """
 
 import argparse
@@ -12,23 +13,38 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from results import SMALL_MASK_RCNN, describe_machine, draw_data, run_train, save, spread
+from results import (
+    ROOT,
+    SMALL_MASK_RCNN,
+    InTurns,
+    describe_machine,
+    draw_data,
+    python_of,
+    run_train,
+    save,
+    session_megabytes,
+    spread,
+)
 
 NUMBERS = [1_000, 10_000, 100_000]
-EPOCHS, STEPS = 2, 20
-LONG, LONG_STEPS = 50, 2
-SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8]
+EPOCHS, STEPS = 2, 5
+LONG, COMPARED, LONG_STEPS = 50, 9, 1
+SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8, "--image_size", 64]
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
     "part3_lightning": [],
     "part7_mmdetection": ["--config", SMALL_MASK_RCNN],
 }
+# Of each run with a number of photographs: the memory of part 7 depends on what it finds.
+SEEDS = {"part1_tensorflow": 1, "part3_lightning": 1, "part7_mmdetection": 2}
 
 
 def link_photographs(source: Path, data_root: Path, number: int) -> None:
@@ -70,41 +86,91 @@ def copy_annotations(source: Path, data_root: Path, side: str, images: list[str]
 def measure_numbers() -> None:
     """A few steps with each number of photographs."""
     rows, bars, figures = [], {}, {}
-    for number in NUMBERS:
-        for part, flags in PARTS.items():
-            source = draw_data(part)
+    length = ["--epochs", EPOCHS, "--limit_batches", STEPS]
+    for part, flags in PARTS.items():
+        source = draw_data(part)
+        for number in NUMBERS:
             data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
             link_photographs(source, data_root, number)
-            length = ["--data_root", data_root, "--epochs", EPOCHS, "--limit_batches", STEPS, "--image_size", 64]
-            done, metrics = run_train(part, *SMALL, *flags, *length)
+            found = []
+            for seed in range(SEEDS[part]):
+                words = [*SMALL, *flags, *length, "--data_root", data_root, "--seed", seed]
+                done, metrics = run_train(part, *words, look_every=0.5)
+                speed, beside = metrics["images_per_second"].iloc[-1], done.seconds - metrics["seconds"].sum()
+                found.append([max(done.megabytes), speed, beside])
             shutil.rmtree(data_root)
-            speed, most = metrics["images_per_second"].iloc[-1], max(done.megabytes)
-            figures[f"{part}, {number}"] = [speed, done.megabytes, done.seconds]
-            rows.append([part, f"{number:,}", f"{most:,.0f}", f"{speed:.1f}", f"{done.seconds:.1f}"])
-            bars[f"{part}, {number:,}"] = [most]
+            megabytes, speeds, besides = np.transpose(found)
+            figures[f"{part}, {number}"] = found
+            cells = [f"{number:,}", spread(megabytes, ",.0f"), spread(speeds, ".1f"), spread(besides, ".1f")]
+            rows.append([part, *cells])
+            bars[f"{part}, {number:,}"] = megabytes
             print(" | ".join(rows[-1]), flush=True)
     regime = f"resnet18, 64 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
-    columns = ["part", "photographs", "MB", "images/s in the last epoch", "seconds in all"]
+    columns = ["part", "photographs", "most MB", "images/s in the last epoch", "s beside the epochs"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
+# The runs of many epochs. Where they can, they write to memory, because what a disk does, it does later; and they learn
+# next to nothing, so each epoch has the same to do.
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+LITTLE = 1e-5
+
+
+class Run(InTurns):
+    """A run of train.py with many short epochs, which goes on only while an epoch is measured."""
+
+    def __init__(self, part: str, work_dir: Path) -> None:
+        length = ["--epochs", LONG, "--limit_batches", LONG_STEPS, "--learning_rate", LITTLE]
+        words = [*SMALL, *PARTS[part], *length, "--data_root", draw_data(part), "--work_dir", work_dir]
+        self.metrics = work_dir / part.split("_")[1] / "logs" / "metrics.csv"
+        super().__init__([python_of(part), ROOT / part / "train.py", *words], stdout=DEVNULL, stderr=DEVNULL)
+
+    def epochs(self) -> int:
+        """How many are done."""
+        return len(self.metrics.read_text().splitlines()) - 1 if self.metrics.exists() else 0
+
+    def go_on(self, until: int) -> float:
+        """Let it train until so many epochs are done, and return the seconds.
+
+        Raises:
+            SystemExit: it has ended instead.
+        """
+        time.sleep(0.5)  # what the one before it has left for the system to do
+        with self.turn():
+            began = time.perf_counter()
+            while self.epochs() < until:
+                if self.process.poll() is not None:
+                    raise SystemExit(f"{' '.join(self.words)}\nended with {self.process.returncode}")
+                time.sleep(0.002)
+            return time.perf_counter() - began
+
+
 def measure_epochs() -> None:
-    """Many short epochs."""
+    """Early epochs against late ones, in turns."""
     rows, bars, figures = [], {}, {}
     for part in PARTS:
-        length = ["--data_root", draw_data(part), "--epochs", LONG, "--limit_batches", LONG_STEPS, "--image_size", 64]
-        done, metrics = run_train(part, *SMALL, *PARTS[part], *length)
-        seconds, megabytes = metrics["seconds"].to_numpy(), np.array_split(done.megabytes, 10)
-        early, late = seconds[1:11], seconds[-10:]
-        figures[part] = [seconds.tolist(), done.megabytes]
-        memory = [f"{np.median(megabytes[tenth]):,.0f}" for tenth in (4, 9)]
-        times = [spread(early, ".2f"), spread(late, ".2f"), f"{np.median(late) / np.median(early):.3f}"]
-        rows.append([part, *times, *memory])
-        bars[f"{part}, epochs 2 to 11"], bars[f"{part}, epochs {LONG - 9} to {LONG}"] = early, late
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+            young, old = Run(part, Path(folder) / "young"), Run(part, Path(folder) / "old")
+            old.go_on(10)
+            megabytes = [session_megabytes(old.process.pid)]
+            old.go_on(LONG - COMPARED)
+            megabytes.append(session_megabytes(old.process.pid))
+            young.go_on(1)
+            # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
+            turns = np.array(
+                [[young.go_on(number), old.go_on(LONG - 10 + number)] for number in range(2, COMPARED + 2)]
+            )
+            young.end()
+            old.end()
+        figures[part] = {"seconds": turns.tolist(), "megabytes": megabytes}
+        early, late = turns.T
+        cells = [spread(early, ".2f"), spread(late, ".2f"), spread(late / early, ".3f")]
+        rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes)])
+        bars[f"{part}, early"], bars[f"{part}, late"] = early, late
         print(" | ".join(rows[-1]), flush=True)
     regime = f"resnet18, 64 pixels, batch 8, float32, {LONG} epochs of {LONG_STEPS} steps."
-    late = f"epochs {LONG - 9} to {LONG}"
-    columns = ["part", "epochs 2 to 11, s", f"{late}, s", "ratio of the medians", "MB in the middle", "MB at the end"]
+    columns = ["part", f"epochs 2 to {COMPARED + 1}, s", f"epochs {LONG - COMPARED + 1} to {LONG}, s"]
+    columns += ["late to early, median (range)", "MB after 10", f"MB after {LONG - COMPARED}"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)
 
 

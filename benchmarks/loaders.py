@@ -2,24 +2,21 @@
 
     .venv-pt/bin/python benchmarks/loaders.py
 
-Each loader runs in a process of its own, in its part's environment: alone for some passes over the same photographs,
-once more for its memory, and then while a network trains. What is counted are augmented batches on the network's
-device: of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of
-normalised floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize
-and augment: there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for
-part 2, whose small sources are augmented more, and one for part 7. Part 6 has part 3's loader.
-Needs all environments (make setup).
+Each loader runs in a process of its own, in its part's environment: some passes over the same photographs, in turns
+with its limit, and then while a network trains. What is counted are augmented batches on the network's device: of
+bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
+floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
+there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
+small sources are augmented more, and one for part 7. Part 6 has part 3's loader. Needs all environments (make setup).
 """
 
 import argparse
 import contextlib
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -46,6 +43,8 @@ from results import (
     ON_GPU,
     SMALL_MASK_RCNN,
     TF_PARTS,
+    Measurer,
+    answer,
     describe_machine,
     draw_data,
     multiplies_bf16,
@@ -56,25 +55,33 @@ from results import (
 
 ADAMW = ["--optimizer", "adamw"]
 CONFIG = ["--config", SMALL_MASK_RCNN]
-LOADERS: dict[str, tuple[str, list[Any]]] = {  # what the table calls it: its part, its flags
+LIMITS: dict[str, tuple[str, list[Any]]] = {  # what the table calls it: its part, its flags
     "limit of part 2": ("part2_balanced_data", ["bare"]),
-    "part 2, tf.data, balanced": ("part2_balanced_data", ADAMW),
     "limit of parts 1 and 3 to 6": ("part3_lightning", ["bare"]),
-    "part 1, tf.data": ("part1_tensorflow", ADAMW),
-    "part 1, `--cache memory`": ("part1_tensorflow", [*ADAMW, "--cache", "memory"]),
-    "parts 3 and 6, DataLoader": ("part3_lightning", []),
-    "parts 3 and 6, `--cache memory`": ("part3_lightning", ["--cache", "memory"]),
-    "part 4, Kornia, `--augment_on cpu`": ("part4_kornia", ["--augment_on", "cpu"]),
-    "part 4, Kornia, `--augment_on device`": ("part4_kornia", []),
-    "part 5, DALI, png": ("part5_dali", []),
-    "part 5, DALI, npy": ("part5_dali", ["--data_format", "npy"]),
     "limit of part 7": ("part7_mmdetection", ["bare", *CONFIG]),
-    "part 7, MMDetection": ("part7_mmdetection", CONFIG),
 }
-IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = max(400, 80 * CORES), 384, 16, 5
+LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the loaders that are compared with it
+    "limit of part 2": {"part 2, tf.data, balanced": ("part2_balanced_data", ADAMW)},
+    "limit of parts 1 and 3 to 6": {
+        "part 1, tf.data": ("part1_tensorflow", ADAMW),
+        "part 1, `--cache memory`": ("part1_tensorflow", [*ADAMW, "--cache", "memory"]),
+        "parts 3 and 6, DataLoader": ("part3_lightning", []),
+        "parts 3 and 6, `--cache memory`": ("part3_lightning", ["--cache", "memory"]),
+        "part 4, Kornia, `--augment_on cpu`": ("part4_kornia", ["--augment_on", "cpu"]),
+        "part 4, Kornia, `--augment_on device`": ("part4_kornia", []),
+        "part 5, DALI, png": ("part5_dali", []),
+        "part 5, DALI, npy": ("part5_dali", ["--data_format", "npy"]),
+    },
+    "limit of part 7": {"part 7, MMDetection": ("part7_mmdetection", CONFIG)},
+}
+# Not measured while a network trains: on a CPU it does not wait for these parts' loaders as they are, either.
+VARIANTS: set[str] = set() if ON_GPU else {"--cache", "cpu", "npy"}
+IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = max(400, 80 * CORES), 384, 16, 7
+BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
+WARM_UP = 1  # pass
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
-WARM_UP, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 3)
+FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 
 HALF = ON_GPU or multiplies_bf16()
@@ -117,10 +124,9 @@ def peak_memory(one_pass: Callable[[], object]) -> float:
     return max(found)
 
 
-def bare_pass(load: Callable[[int], object], used: int) -> float:
-    """Load and augment `used` photographs in as many processes as there are cores, drop them: images per second."""
-
-    ready = multiprocessing.Barrier(CORES + 1)
+def bare_pass(load: Callable[[int], object]) -> float:
+    """Load and augment all photographs in as many processes as there are cores, drop them: images per second."""
+    used, ready = BATCHES * BATCH_SIZE, multiprocessing.Barrier(CORES + 1)
 
     def work(first: int) -> None:
         load(first)
@@ -138,10 +144,10 @@ def bare_pass(load: Callable[[int], object], used: int) -> float:
     return used / (time.perf_counter() - began)
 
 
-def tensorflow_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
+def tensorflow_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
     set_precision(half=HALF)
-    batches = iter(tensorflow_loader(args, steps, range(1000)))  # it goes through all epochs without a pause
+    batches = iter(tensorflow_loader(args, BATCHES, range(1000)))  # it goes through all epochs without a pause
 
     def make_step() -> Step:
         model = tensorflow_model(args)
@@ -150,7 +156,7 @@ def tensorflow_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[]
     return lambda: batches, make_step
 
 
-def torch_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
+def torch_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """The same for parts 3 to 5."""
     import torch
 
@@ -174,7 +180,7 @@ def torch_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Bat
     return epoch, make_step
 
 
-def mmdet_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Batches], Callable[[], Step]]:
+def mmdet_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """The same for part 7."""
     from mmengine.runner import Runner
 
@@ -183,38 +189,30 @@ def mmdet_epochs(args: argparse.Namespace, steps: int) -> tuple[Callable[[], Bat
     return lambda: iter(loader), lambda: mmdet_step(args, config)
 
 
-def measure(part: str, flags: list[str]) -> dict[str, Any]:
-    """All figures of one loader."""
+def answer_questions(part: str, flags: list[str]) -> None:
+    """Tell the "memory" of a pass through the photographs, its "speed", and the share of "waiting" in training."""
     is_bare = flags[0] == "bare"
     args = parse_flags(part, flags[is_bare:])
-    steps = IMAGES * 4 // 5 // BATCH_SIZE
-    images = steps * BATCH_SIZE
     if is_bare:
-        one_pass: Callable[[], float] = functools.partial(
-            bare_pass, bare_load(args, steps * BATCH_SIZE), steps * BATCH_SIZE
-        )
+        one_pass: Callable[[], float] = functools.partial(bare_pass, bare_load(args, BATCHES * BATCH_SIZE))
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
-        begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args, steps)
+        begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args)
 
         def one_pass() -> float:
-            """Images per second, from when each worker has delivered a batch."""
-            batches = itertools.islice(begin(), steps)
-            for _ in itertools.islice(batches, CORES):
-                began = time.perf_counter()
-            rest = sum(1 for _ in batches)
-            return rest * BATCH_SIZE / (time.perf_counter() - began)
+            """Images per second, while all workers are busy."""
+            delivered = [time.perf_counter() for _ in itertools.islice(begin(), BATCHES)]
+            return (BATCHES - 2 * CORES) * BATCH_SIZE / (delivered[-1 - CORES] - delivered[CORES - 1])
 
-    one_pass()  # warm-up
-    speed, cpu = [], []
-    for _ in range(REPEATS):
-        cpu_began = cpu_seconds() + workers_cpu()
-        speed.append(one_pass())
-        cpu.append((cpu_seconds() + workers_cpu() - cpu_began) / images)
-    figures: dict[str, Any] = {"images": images, "speed": speed, "cpu": cpu, "memory": peak_memory(one_pass)}
+    def speed() -> list[float]:
+        """Images per second, and CPU seconds for each."""
+        began = cpu_seconds() + workers_cpu()
+        return [one_pass(), (cpu_seconds() + workers_cpu() - began) / BATCHES / BATCH_SIZE]
+
+    questions: dict[str, Callable[[], Any]] = {"memory": lambda: peak_memory(one_pass), "speed": speed}
     if not is_bare:
-        figures |= waiting(begin, make_step())
-    return figures
+        questions["waiting"] = lambda: waiting(begin, make_step())
+    answer(lambda question: questions[question]())
 
 
 def workers_cpu() -> float:
@@ -230,12 +228,12 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
     """Train with the loader: images per second, and the share of the time that is spent waiting for it."""
     batches = begin()
     waited, total = [], []
-    for number in range(WARM_UP + STEPS):
+    for number in range(FIRST_STEPS + STEPS):
         began = time.perf_counter()
         batch = next(batches)
         loaded = time.perf_counter()
         step(batch)
-        if number >= WARM_UP:
+        if number >= FIRST_STEPS:
             waited.append(loaded - began)
             total.append(time.perf_counter() - began)
     return {"training_speed": [BATCH_SIZE / seconds for seconds in total], "waiting": sum(waited) / sum(total)}
@@ -244,40 +242,59 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
 # --- all loaders -----------------------------------------------------------------------------
 
 
-def run(part: str, flags: list[str]) -> dict[str, Any]:
-    """Measure one loader in a process of its own."""
-    data_root = draw_data(part, images=IMAGES)
-    words = [python_of(part), __file__, "--one", part, *flags, "--data_root", data_root, "--workers", CORES, *FLAGS]
-    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def start(part: str, flags: list[Any]) -> Measurer:
+    """The process of a loader or of a limit."""
+    data = ["--data_root", draw_data(part, images=IMAGES), "--workers", CORES]
+    return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
+
+
+def measure_group(limit_name: str) -> dict[str, dict[str, Any]]:
+    """The figures of a limit, and of the loaders that are compared with it."""
+    limit = start(*LIMITS[limit_name])
+    figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
+    for name, (part, flags) in LOADERS[limit_name].items():
+        loader = start(part, flags)
+        turns = [[process.ask("speed") for process in (loader, limit)] for _ in range(WARM_UP + REPEATS)][WARM_UP:]
+        figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
+        figures[name]["memory"] = loader.ask("memory")
+        if not VARIANTS & set(flags):
+            figures[name] |= loader.ask("waiting")
+        loader.end()
+        figures[limit_name]["passes"] += figures[name]["limit"]
+    figures[limit_name]["memory"] = limit.ask("memory")
+    limit.end()
+    return figures
+
+
+def cells_of(name: str, found: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    speed, cpu = np.transpose(found["passes"])
+    is_compared = "limit" in found and "--cache" not in name  # a cache decodes nothing
+    of_the_limit = spread(speed / np.array(found["limit"])[:, 0], ".2f") if is_compared else ""
+    cells = [name, spread(speed, ".0f"), of_the_limit, f"{1000 * np.median(cpu):.1f}", f"{found['memory']:.0f}"]
+    if "waiting" in found:
+        return [*cells, f"{np.median(found['training_speed']):.1f}", f"{100 * found['waiting']:.1f} %"]
+    return [*cells, "", ""]
 
 
 def main() -> None:
     """Measure all loaders, or, in the process that this starts for each, one."""
     if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(sys.argv[2], sys.argv[3:])))
+        answer_questions(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    rows, bars, all_figures = [], {}, {}
-    limit = 0.0
-    for name, (part, flags) in LOADERS.items():
-        figures = run(part, flags)
-        speed = np.array(figures["speed"])
-        if flags[:1] == ["bare"]:
-            limit = float(np.median(speed))
-        of_the_limit = "" if "--cache" in flags else f"{np.median(speed) / limit:.2f}"  # a cache decodes nothing
-        cells = [name, spread(speed, ".0f"), of_the_limit]
-        cells += [f"{1000 * np.median(figures['cpu']):.1f}", f"{figures['memory']:.0f}"]
-        if "waiting" in figures:
-            cells += [f"{np.median(figures['training_speed']):.1f}", f"{100 * figures['waiting']:.1f} %"]
-        rows.append([*cells, "", ""][:7])
-        bars[name], all_figures[name] = speed, figures
-        print(" | ".join(rows[-1]), flush=True)
-    columns = ["loader", "alone, images/s", "of the limit", "CPU ms an image", "MB", "training, images/s", "waiting"]
+    rows, bars, figures = [], {}, {}
+    for limit_name in LIMITS:
+        for name, found in measure_group(limit_name).items():
+            rows.append(cells_of(name, found))
+            bars[name], figures[name] = np.array(found["passes"])[:, 0], found
+            print(" | ".join(rows[-1]), flush=True)
+    columns = ["loader", "alone, images/s", "of the limit, median (range)", "CPU ms an image", "MB"]
+    columns += ["training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "
     regime += "bfloat16 (part 7: float32)." if HALF else "float32."
-    save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", all_figures)
+    save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and p
 in README.md. So no figure there is copied by hand.
 """
 
+import atexit
 import contextlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,6 +176,59 @@ def session_megabytes(session: int) -> float:
         except OSError:  # it has just ended
             continue
     return total / 1024
+
+
+class InTurns:
+    """A command, with all its processes, that goes on only while it has its turn; so several can be compared fairly."""
+
+    def __init__(self, words: Sequence[Any], **streams: Any) -> None:
+        self.words = [str(word) for word in words]
+        self.process = subprocess.Popen(self.words, start_new_session=True, text=True, **streams)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        atexit.register(self.end)  # Ctrl-C does not reach its session
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let it go on meanwhile."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        yield
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        """End it wherever it is."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+ANSWER = "measured: "  # begins the line of an answer, among all else that may be printed
+
+
+class Measurer(InTurns):
+    """A script that measures whenever it is asked to."""
+
+    def __init__(self, words: Sequence[Any]) -> None:
+        super().__init__(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, question: str = "") -> Any:
+        """Its answer.
+
+        Raises:
+            SystemExit: it has ended instead.
+        """
+        assert self.process.stdin and self.process.stdout
+        with self.turn(), contextlib.suppress(BrokenPipeError):
+            print(question, file=self.process.stdin, flush=True)
+            for line in self.process.stdout:
+                if line.startswith(ANSWER):
+                    return json.loads(line.removeprefix(ANSWER))
+        raise SystemExit(f"{' '.join(self.words)}\nended with {self.process.wait()}")
+
+
+def answer(measure: Callable[[str], Any]) -> None:
+    """In the process of a Measurer: answer its questions."""
+    for question in sys.stdin:
+        print(f"{ANSWER}{json.dumps(measure(question.strip()))}", flush=True)
 
 
 class Trained(NamedTuple):

@@ -69,3 +69,60 @@ save("steps", "a machine", "a regime.", ["part", "speed"], {rows}, {{"part 1": [
     assert json.loads((readme.parent / "steps.json").read_text())["rows"] == [["part 1", "2"]]
     with Image.open(readme.parent / "imgs" / "steps.png") as picture:
         assert picture.width > 100
+
+
+COUNTER = """
+import sys, time
+from pathlib import Path
+while True:
+    with Path(sys.argv[1]).open("a") as file:
+        file.write("x")
+    time.sleep(0.01)
+"""
+
+TURNS = """
+import sys, time
+from pathlib import Path
+from results import InTurns
+
+count = Path(sys.argv[2])
+length = lambda: count.stat().st_size if count.exists() else 0
+counter = InTurns([sys.executable, "-c", sys.argv[1], count])
+time.sleep(1)
+assert length() == 0, "it went on before its turn"
+for turn in range(2):
+    with counter.turn():
+        while length() < 5 * (turn + 1):
+            time.sleep(0.01)
+    time.sleep(0.1)
+    before = length()
+    time.sleep(0.5)
+    assert length() == before, "it went on after its turn"
+print(counter.process.pid)
+"""
+
+
+def test_what_is_compared_takes_turns(tmp_path: Path) -> None:
+    words = [python_of("part3_lightning"), "-c", TURNS, COUNTER, tmp_path / "count"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+    assert not Path("/proc", done.stdout.strip()).exists(), "it was left behind"
+
+
+def test_a_measurer_answers_and_says_when_it_cannot(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        'from results import answer\nprint("not an answer")\nanswer(lambda question: {"speed": 1.5}[question])\n'
+    )
+    code = f"""
+import os, sys
+from results import Measurer
+os.environ["PYTHONPATH"] = "."
+measurer = Measurer([sys.executable, {str(script)!r}])
+assert measurer.ask("speed") == 1.5
+measurer.ask("nonsense")
+"""
+    done = subprocess.run(
+        [python_of("part3_lightning"), "-c", code], capture_output=True, text=True, cwd=BENCHMARKS, timeout=60
+    )
+    assert done.returncode == 1 and "script.py\nended with 1" in done.stderr, done.stderr
