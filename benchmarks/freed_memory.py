@@ -15,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from bare import create_step, parse_flags
 
-from results import Measurer, answer, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
+from results import describe_machine, draw_data, multiplies_bf16, python_of, save, spread
+from turns import Measurer, answer
 
 HALF = ["--mixed_precision", "bf16"] if multiplies_bf16() else []
 SIZE = ["--image_size", 384, "--batch_size", 16, "--encoder_weights", "none", *HALF]
@@ -24,7 +25,7 @@ NETWORKS = {  # its part, its flags
     "part 6: SegFormer, mit_b0": ("part6_segformer", []),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, ROUNDS = 1, 5
+WARM_UP, ROUNDS = 1, 4
 
 
 def measure_step(step: Callable[[], object]) -> list[float]:

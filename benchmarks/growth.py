@@ -2,7 +2,7 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are links to 160 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
+The photographs are links to 320 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
 are those of start and end, so what the run with 100,000 has more of is what they cost at the start. Then 50 short
 epochs: the last ones of one run take turns, epoch by epoch, with the second to tenth of another one, which is the same
 but for its age. Needs all environments (make setup).
@@ -24,7 +24,6 @@ import pandas as pd
 from results import (
     ROOT,
     SMALL_MASK_RCNN,
-    InTurns,
     describe_machine,
     draw_data,
     python_of,
@@ -33,9 +32,10 @@ from results import (
     session_megabytes,
     spread,
 )
+from turns import InTurns
 
 NUMBERS = [1_000, 10_000, 100_000]
-EPOCHS, STEPS = 2, 5
+EPOCHS, STEPS = 3, 4
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8, "--image_size", 64]
 PARTS: dict[str, list[Any]] = {
@@ -92,21 +92,21 @@ def measure_numbers() -> None:
         for number in NUMBERS:
             data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
             link_photographs(source, data_root, number)
-            found = []
+            megabytes, speeds, besides = [], [], []
             for seed in range(SEEDS[part]):
                 words = [*SMALL, *flags, *length, "--data_root", data_root, "--seed", seed]
                 done, metrics = run_train(part, *words, look_every=0.5)
-                speed, beside = metrics["images_per_second"].iloc[-1], done.seconds - metrics["seconds"].sum()
-                found.append([max(done.megabytes), speed, beside])
+                megabytes.append(max(done.megabytes))
+                speeds += metrics["images_per_second"].tolist()[1:]
+                besides.append(done.seconds - metrics["seconds"].sum())
             shutil.rmtree(data_root)
-            megabytes, speeds, besides = np.transpose(found)
-            figures[f"{part}, {number}"] = found
+            figures[f"{part}, {number}"] = {"megabytes": megabytes, "images_per_second": speeds, "beside": besides}
             cells = [f"{number:,}", spread(megabytes, ",.0f"), spread(speeds, ".1f"), spread(besides, ".1f")]
             rows.append([part, *cells])
             bars[f"{part}, {number:,}"] = megabytes
             print(" | ".join(rows[-1]), flush=True)
     regime = f"resnet18, 64 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
-    columns = ["part", "photographs", "most MB", "images/s in the last epoch", "s beside the epochs"]
+    columns = ["part", "photographs", "most MB", "images/s after the first epoch", "s beside the epochs"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
@@ -117,7 +117,7 @@ LITTLE = 1e-5
 
 
 class Run(InTurns):
-    """A run of train.py with many short epochs, which goes on only while an epoch is measured."""
+    """A run of train.py with many short epochs, which once started goes on only while an epoch is measured."""
 
     def __init__(self, part: str, work_dir: Path) -> None:
         length = ["--epochs", LONG, "--limit_batches", LONG_STEPS, "--learning_rate", LITTLE]
@@ -135,7 +135,7 @@ class Run(InTurns):
         Raises:
             SystemExit: it has ended instead.
         """
-        time.sleep(0.5)  # what the one before it has left for the system to do
+        time.sleep(0.3)  # what the one before it has left for the system to do
         with self.turn():
             began = time.perf_counter()
             while self.epochs() < until:
@@ -151,11 +151,11 @@ def measure_epochs() -> None:
     for part in PARTS:
         with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
             young, old = Run(part, Path(folder) / "young"), Run(part, Path(folder) / "old")
+            young.go_on(1)
             old.go_on(10)
             megabytes = [session_megabytes(old.process.pid)]
             old.go_on(LONG - COMPARED)
             megabytes.append(session_megabytes(old.process.pid))
-            young.go_on(1)
             # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
             turns = np.array(
                 [[young.go_on(number), old.go_on(LONG - 10 + number)] for number in range(2, COMPARED + 2)]

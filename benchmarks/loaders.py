@@ -43,8 +43,6 @@ from results import (
     ON_GPU,
     SMALL_MASK_RCNN,
     TF_PARTS,
-    Measurer,
-    answer,
     describe_machine,
     draw_data,
     multiplies_bf16,
@@ -52,6 +50,7 @@ from results import (
     save,
     spread,
 )
+from turns import Measurer, answer
 
 ADAMW = ["--optimizer", "adamw"]
 CONFIG = ["--config", SMALL_MASK_RCNN]
@@ -75,10 +74,11 @@ LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the 
     "limit of part 7": {"part 7, MMDetection": ("part7_mmdetection", CONFIG)},
 }
 # Not measured while a network trains: on a CPU it does not wait for these parts' loaders as they are, either.
-VARIANTS: set[str] = set() if ON_GPU else {"--cache", "cpu", "npy"}
-IMAGES, IMAGE_SIZE, BATCH_SIZE, REPEATS = max(400, 80 * CORES), 384, 16, 7
+VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
+IMAGES, IMAGE_SIZE, BATCH_SIZE = max(400, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
+SECONDS, PASSES = 18, 3  # of a loader and its limit in turns, and how many passes at least
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
@@ -190,7 +190,7 @@ def mmdet_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Calla
 
 
 def answer_questions(part: str, flags: list[str]) -> None:
-    """Tell the "memory" of a pass through the photographs, its "speed", and the share of "waiting" in training."""
+    """Tell the "speed" of a pass through the photographs, its "memory", and the share of "waiting" in training."""
     is_bare = flags[0] == "bare"
     args = parse_flags(part, flags[is_bare:])
     if is_bare:
@@ -209,7 +209,11 @@ def answer_questions(part: str, flags: list[str]) -> None:
         began = cpu_seconds() + workers_cpu()
         return [one_pass(), (cpu_seconds() + workers_cpu() - began) / BATCHES / BATCH_SIZE]
 
-    questions: dict[str, Callable[[], Any]] = {"memory": lambda: peak_memory(one_pass), "speed": speed}
+    questions: dict[str, Callable[[], Any]] = {
+        "ready": lambda: True,
+        "speed": speed,
+        "memory": lambda: peak_memory(one_pass),
+    }
     if not is_bare:
         questions["waiting"] = lambda: waiting(begin, make_step())
     answer(lambda question: questions[question]())
@@ -248,16 +252,26 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
+def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
+    """What both answer to "speed"."""
+    began, turns = time.perf_counter(), []
+    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < SECONDS:
+        turns.append([process.ask("speed") for process in (loader, limit)])
+    return turns[WARM_UP:]
+
+
 def measure_group(limit_name: str) -> dict[str, dict[str, Any]]:
     """The figures of a limit, and of the loaders that are compared with it."""
     limit = start(*LIMITS[limit_name])
+    loaders = {name: start(part, flags) for name, (part, flags) in LOADERS[limit_name].items()}
+    for process in [limit, *loaders.values()]:
+        process.ask("ready")
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
-    for name, (part, flags) in LOADERS[limit_name].items():
-        loader = start(part, flags)
-        turns = [[process.ask("speed") for process in (loader, limit)] for _ in range(WARM_UP + REPEATS)][WARM_UP:]
+    for name, loader in loaders.items():
+        turns = take_turns(loader, limit)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
         figures[name]["memory"] = loader.ask("memory")
-        if not VARIANTS & set(flags):
+        if not VARIANTS & set(loader.words):
             figures[name] |= loader.ask("waiting")
         loader.end()
         figures[limit_name]["passes"] += figures[name]["limit"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from results import describe_machine, draw_data, run_train, save, spread
 
-BATCH_SIZE, EPOCHS, STEPS = 8, 5, 5
+BATCH_SIZE, EPOCHS, STEPS = 8, 4, 5
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 96, "--workers", 1]
 LENGTH = ["--epochs", EPOCHS, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]

@@ -4,7 +4,6 @@ Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and p
 in README.md. So no figure there is copied by hand.
 """
 
-import atexit
 import contextlib
 import importlib.metadata
 import json
@@ -19,7 +18,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +79,9 @@ def ask_gpu(what: str) -> str:
 
 
 def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
-    """Median and range, such as "4.9 (4.6 to 6.2)"."""
+    """Median and range, such as "4.9 (4.6 to 6.2)"; of a single value only that."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
     return f"{np.median(values):{form}} ({np.min(values):{form}} to {np.max(values):{form}})"
 
 
@@ -92,16 +93,19 @@ def python_of(part: str) -> Path:
     return ROOT / (".venv-tf" if part in TF_PARTS else ".venv-pt") / "bin" / "python"
 
 
-def draw_data(part: str, images: int = 200) -> Path:
+def draw_data(part: str, images: int = 400) -> Path:
     """A data_root with drawn photographs, prepared for this part; made when it is first asked for."""
     # Parts 1 to 6 prepare alike, but for the arrays that part 5 can read in the place of PNG files.
     preparing, flags = (part, []) if part == "part7_mmdetection" else ("part5_dali", ["--npy"])
-    data_root = ROOT / "data" / "bench" / f"{preparing}_{images}"
-    if not (data_root / "csv_file").exists():
-        python = python_of(preparing)
-        for script, more in [("sample_data.py", ["--images", images]), (f"{preparing}/data_preparation.py", flags)]:
-            words = [python, ROOT / script, "--data_root", data_root, *more]
-            subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    data_root, drawn = (ROOT / "data" / "bench" / f"{name}_{images}" for name in (preparing, "drawn"))
+    draw, prepare = ROOT / "sample_data.py", ROOT / preparing / "data_preparation.py"
+    for made, command in [
+        (drawn / "sample_data.json", [draw, "--data_root", drawn, "--images", images]),
+        (data_root / "csv_file", [prepare, "--raw", drawn, "--data_root", data_root, *flags]),
+    ]:
+        if not made.exists():
+            words = [str(word) for word in (python_of(preparing), *command)]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return data_root
 
 
@@ -176,59 +180,6 @@ def session_megabytes(session: int) -> float:
         except OSError:  # it has just ended
             continue
     return total / 1024
-
-
-class InTurns:
-    """A command, with all its processes, that goes on only while it has its turn; so several can be compared fairly."""
-
-    def __init__(self, words: Sequence[Any], **streams: Any) -> None:
-        self.words = [str(word) for word in words]
-        self.process = subprocess.Popen(self.words, start_new_session=True, text=True, **streams)
-        os.killpg(self.process.pid, signal.SIGSTOP)
-        atexit.register(self.end)  # Ctrl-C does not reach its session
-
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Let it go on meanwhile."""
-        os.killpg(self.process.pid, signal.SIGCONT)
-        yield
-        os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def end(self) -> None:
-        """End it wherever it is."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-ANSWER = "measured: "  # begins the line of an answer, among all else that may be printed
-
-
-class Measurer(InTurns):
-    """A script that measures whenever it is asked to."""
-
-    def __init__(self, words: Sequence[Any]) -> None:
-        super().__init__(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(self, question: str = "") -> Any:
-        """Its answer.
-
-        Raises:
-            SystemExit: it has ended instead.
-        """
-        assert self.process.stdin and self.process.stdout
-        with self.turn(), contextlib.suppress(BrokenPipeError):
-            print(question, file=self.process.stdin, flush=True)
-            for line in self.process.stdout:
-                if line.startswith(ANSWER):
-                    return json.loads(line.removeprefix(ANSWER))
-        raise SystemExit(f"{' '.join(self.words)}\nended with {self.process.wait()}")
-
-
-def answer(measure: Callable[[str], Any]) -> None:
-    """In the process of a Measurer: answer its questions."""
-    for question in sys.stdin:
-        print(f"{ANSWER}{json.dumps(measure(question.strip()))}", flush=True)
 
 
 class Trained(NamedTuple):
