@@ -33,7 +33,7 @@ NETWORKS = {  # its part, its flags, what is tried with it
     ),
 }
 AS_IT_IS = "as it is"
-WARM_UP, ROUNDS = 2, 7
+WARM_UP, ROUNDS = 2, 5
 
 
 def measure(part: str, flags: list[str], choices: list[str]) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are links to 320 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
+The photographs are links to 192 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
 are those of start and end, so what the run with 100,000 has more of is what they cost at the start. Then 50 short
 epochs: the last ones of one run take turns, epoch by epoch, with the second to tenth of another one, which is the same
 but for its age. Needs all environments (make setup).
@@ -37,14 +37,12 @@ from turns import InTurns
 NUMBERS = [1_000, 10_000, 100_000]
 EPOCHS, STEPS = 3, 4
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
-SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 8, "--image_size", 64]
+SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
     "part3_lightning": [],
     "part7_mmdetection": ["--config", SMALL_MASK_RCNN],
 }
-# Of each run with a number of photographs: the memory of part 7 depends on what it finds.
-SEEDS = {"part1_tensorflow": 1, "part3_lightning": 1, "part7_mmdetection": 2}
 
 
 def link_photographs(source: Path, data_root: Path, number: int) -> None:
@@ -92,20 +90,14 @@ def measure_numbers() -> None:
         for number in NUMBERS:
             data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
             link_photographs(source, data_root, number)
-            megabytes, speeds, besides = [], [], []
-            for seed in range(SEEDS[part]):
-                words = [*SMALL, *flags, *length, "--data_root", data_root, "--seed", seed]
-                done, metrics = run_train(part, *words, look_every=0.5)
-                megabytes.append(max(done.megabytes))
-                speeds += metrics["images_per_second"].tolist()[1:]
-                besides.append(done.seconds - metrics["seconds"].sum())
+            done, metrics = run_train(part, *SMALL, *flags, *length, "--data_root", data_root, look_every=0.5)
             shutil.rmtree(data_root)
-            figures[f"{part}, {number}"] = {"megabytes": megabytes, "images_per_second": speeds, "beside": besides}
-            cells = [f"{number:,}", spread(megabytes, ",.0f"), spread(speeds, ".1f"), spread(besides, ".1f")]
-            rows.append([part, *cells])
-            bars[f"{part}, {number:,}"] = megabytes
+            figures[f"{part}, {number}"] = {"run": done._asdict(), "metrics": metrics.to_dict("list")}
+            speeds, beside = metrics["images_per_second"][1:], done.seconds - metrics["seconds"].sum()
+            rows.append([part, f"{number:,}", f"{max(done.megabytes):,.0f}", spread(speeds, ".1f"), f"{beside:.1f}"])
+            bars[f"{part}, {number:,}"] = max(done.megabytes)
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 8, float32, {EPOCHS} epochs of {STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 4, float32, {EPOCHS} epochs of {STEPS} steps."
     columns = ["part", "photographs", "most MB", "images/s after the first epoch", "s beside the epochs"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
@@ -168,7 +160,7 @@ def measure_epochs() -> None:
         rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes)])
         bars[f"{part}, early"], bars[f"{part}, late"] = early, late
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 8, float32, {LONG} epochs of {LONG_STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 4, float32, {LONG} epochs of {LONG_STEPS} steps."
     columns = ["part", f"epochs 2 to {COMPARED + 1}, s", f"epochs {LONG - COMPARED + 1} to {LONG}, s"]
     columns += ["late to early, median (range)", "MB after 10", f"MB after {LONG - COMPARED}"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)

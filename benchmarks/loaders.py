@@ -75,10 +75,10 @@ LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the 
 }
 # Not measured while a network trains: on a CPU it does not wait for these parts' loaders as they are, either.
 VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
-IMAGES, IMAGE_SIZE, BATCH_SIZE = max(400, 80 * CORES), 384, 16
+IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
-SECONDS, PASSES = 18, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 12, 3  # of a loader and its limit in turns, and how many passes at least
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)

@@ -17,7 +17,7 @@ import numpy as np
 from results import describe_machine, draw_data, run_train, save, spread
 
 BATCH_SIZE, EPOCHS, STEPS = 8, 4, 5
-SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 96, "--workers", 1]
+SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
 LENGTH = ["--epochs", EPOCHS, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
@@ -47,7 +47,7 @@ def main() -> None:
             rows.append([part, name, spread(speed, ".1f"), of_twice_one])
             bars[f"{part}, {name}"] = speed
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"U-Net, resnet18, 96 pixels, batch {BATCH_SIZE} a network, one thread an operation, float32."
+    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, one thread an operation, float32."
     columns = ["part", "processes", "images/s, median (range)", "of twice one"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 

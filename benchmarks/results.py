@@ -79,9 +79,7 @@ def ask_gpu(what: str) -> str:
 
 
 def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
-    """Median and range, such as "4.9 (4.6 to 6.2)"; of a single value only that."""
-    if len(values) == 1:
-        return f"{values[0]:{form}}"
+    """Median and range, such as "4.9 (4.6 to 6.2)"."""
     return f"{np.median(values):{form}} ({np.min(values):{form}} to {np.max(values):{form}})"
 
 
@@ -93,7 +91,7 @@ def python_of(part: str) -> Path:
     return ROOT / (".venv-tf" if part in TF_PARTS else ".venv-pt") / "bin" / "python"
 
 
-def draw_data(part: str, images: int = 400) -> Path:
+def draw_data(part: str, images: int = 240) -> Path:
     """A data_root with drawn photographs, prepared for this part; made when it is first asked for."""
     # Parts 1 to 6 prepare alike, but for the arrays that part 5 can read in the place of PNG files.
     preparing, flags = (part, []) if part == "part7_mmdetection" else ("part5_dali", ["--npy"])
