@@ -25,7 +25,7 @@ NETWORKS = {  # its part, its flags
     "part 6: SegFormer, mit_b0": ("part6_segformer", []),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, ROUNDS = 1, 4
+WARM_UP, ROUNDS = 1, 3
 
 
 def measure_step(step: Callable[[], object]) -> list[float]:

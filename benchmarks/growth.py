@@ -46,10 +46,13 @@ PARTS: dict[str, list[Any]] = {
 
 
 def link_photographs(source: Path, data_root: Path, number: int) -> None:
-    """A prepared data_root with `number` photographs for training and a fifth of that for validation."""
+    """A prepared data_root with `number` photographs for training and a fifth of that for validation.
+
+    Copies of a photograph follow each other. So those that part 7 uses, evenly spread, are the same with each number.
+    """
     for side, wanted in [("train", number), ("valid", number // 5)]:
         table = pd.read_csv(source / "csv_file" / f"{side}.csv", dtype=str, keep_default_na=False)
-        copies = table.iloc[np.arange(wanted) % len(table)].reset_index(drop=True)
+        copies = table.iloc[np.arange(wanted) * len(table) // wanted].reset_index(drop=True)
         for column in ("images", "masks"):
             new = [f"{side}/{column}/0/{i:06d}.png" for i in range(wanted)]
             (data_root / new[0]).parent.mkdir(parents=True)
@@ -73,7 +76,7 @@ def copy_annotations(source: Path, data_root: Path, side: str, images: list[str]
         of_image[annotation["image_id"]].append(annotation)
     originals, content["images"], content["annotations"] = content["images"], [], []
     for i, image in enumerate(images):
-        original = originals[i % len(originals)]
+        original = originals[i * len(originals) // len(images)]
         content["images"].append(original | {"id": i, "file_name": image})
         for annotation in of_image[original["id"]]:
             content["annotations"].append(annotation | {"id": len(content["annotations"]) + 1, "image_id": i})

@@ -31,7 +31,7 @@ from results import (
 
 EPOCHS = 4
 SIZE = ["--image_size", 384, "--batch_size", 16] if ON_GPU else ["--image_size", 96, "--batch_size", 8]
-IMAGES = 1000 if ON_GPU else 120
+IMAGES = 1000 if ON_GPU else 100
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
 COMMON = [*SIZE, "--epochs", EPOCHS, "--learning_rate", 2e-3]
 BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16() else {}
