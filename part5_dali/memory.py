@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Tell the C library to keep the memory of freed tensors for the next ones.
 
     By default it gives large blocks back to the system, which clears them page by page when they are asked for again,
-    in every step. Kept, a step of 16 images of 384 pixels took about 0.6 of the time on a CPU, and its peak of memory was up
+    in every step. Kept, a step of 16 images of 384 pixels took 0.6 of the time on a CPU, and its peak of memory was up
     to 16 % higher (benchmarks/README.md). It changes no result, and nothing on a GPU.
     """
     library = ctypes.CDLL(None)  # what this process is linked with
