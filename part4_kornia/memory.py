@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
 
     By default it gives large blocks back to the system, which clears them page by page when they are asked for again,
     in every step. Kept, a step of 16 images of 384 pixels took 0.6 of the time on a CPU, and its peak of memory was up
-    to 16 % higher (benchmarks/README.md). It changes no result, and nothing on a GPU.
+    to 22 % higher (benchmarks/README.md). It changes no result, and nothing on a GPU.
     """
     library = ctypes.CDLL(None)  # what this process is linked with
     library.mallopt(MMAP_MAX, 0)  # large blocks come from the heap, too
