@@ -8,8 +8,6 @@ of them. Needs all environments (make setup).
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 
@@ -17,6 +15,7 @@ import numpy as np
 from bare import create_step, parse_flags
 
 from results import ON_GPU, SMALL_MASK_RCNN, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
+from turns import Measurer, answer
 
 HALF = ["bf16"] if ON_GPU or multiplies_bf16() else []
 ON_TORCH = ["contiguous", "not fused", *HALF]
@@ -33,38 +32,47 @@ NETWORKS = {  # its part, its flags, what is tried with it
     ),
 }
 AS_IT_IS = "as it is"
-WARM_UP, ROUNDS = 2, 5
+WARM_UP, ROUNDS = 1, 5  # after a first one, in which they all start
 
 
-def measure(part: str, flags: list[str], choices: list[str]) -> list[list[float]]:
-    """Milliseconds of a step: a row for each round, and in it one for each choice."""
+def answer_with_steps(part: str, flags: list[str], choices: list[str]) -> None:
+    """Tell the milliseconds of a step for each choice, whenever asked."""
     args = parse_flags(part, flags)
     steps = [create_step(args, choice) for choice in choices]
-    milliseconds = []
-    for _ in range(WARM_UP + ROUNDS):
-        row = []
+
+    def measure(_: str) -> list[float]:
+        milliseconds = []
         for step in steps:
             began = time.perf_counter()
             step()
-            row.append(1000 * (time.perf_counter() - began))
-        milliseconds.append(row)
-    return milliseconds[WARM_UP:]
+            milliseconds.append(1000 * (time.perf_counter() - began))
+        return milliseconds
+
+    answer(measure)
+
+
+def start(name: str) -> Measurer:
+    """The process of a network, which answers with milliseconds: for "as it is", and for each choice."""
+    part, flags, tried = NETWORKS[name]
+    choices = ",".join([AS_IT_IS, *tried])
+    return Measurer([python_of(part), __file__, "--one", part, choices, "--data_root", draw_data(part), *SMALL, *flags])
 
 
 def main() -> None:
     """Measure all networks, or, in the process that this starts for each, one."""
     if sys.argv[1:2] == ["--one"]:
         part, choices, *flags = sys.argv[2:]
-        print(json.dumps(measure(part, flags, choices.split(","))))
+        answer_with_steps(part, flags, choices.split(","))
         return
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
-    for name, (part, flags, tried) in NETWORKS.items():
-        choices = [AS_IT_IS, *tried]
-        data = ["--data_root", draw_data(part)]
-        words = [python_of(part), __file__, "--one", part, ",".join(choices), *data, *SMALL, *flags]
-        done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
-        milliseconds = np.array(json.loads(done.stdout.splitlines()[-1]))
+    networks = {name: start(name) for name in NETWORKS}
+    for network in networks.values():
+        network.ask()  # once all have started, each goes on only when it is asked
+    for name, network in networks.items():
+        milliseconds = np.array([network.ask() for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
+        network.end()
+        choices = [AS_IT_IS, *NETWORKS[name][2]]
         figures[name] = {choice: milliseconds[:, i].tolist() for i, choice in enumerate(choices)}
         for i, choice in enumerate(choices):
             faster = spread(milliseconds[:, 0] / milliseconds[:, i], ".2f") if i else "1"

@@ -7,6 +7,7 @@ memory from the start or never, so there are two, which take turns step by step,
 """
 
 import argparse
+import itertools
 import resource
 import sys
 import time
@@ -25,7 +26,7 @@ NETWORKS = {  # its part, its flags
     "part 6: SegFormer, mit_b0": ("part6_segformer", []),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, ROUNDS = 1, 3
+ROUNDS = 3
 
 
 def measure_step(step: Callable[[], object]) -> list[float]:
@@ -34,6 +35,11 @@ def measure_step(step: Callable[[], object]) -> list[float]:
     step()
     milliseconds, used = 1000 * (time.perf_counter() - began), resource.getrusage(resource.RUSAGE_SELF)
     return [milliseconds, used.ru_minflt - faults, used.ru_maxrss / 1024]
+
+
+def start(part: str, flags: list[str], way: str) -> Measurer:
+    """The process of a network that keeps its freed memory, or gives it back."""
+    return Measurer([python_of(part), __file__, "--one", part, way, "--data_root", draw_data(part), *SIZE, *flags])
 
 
 def main() -> None:
@@ -45,13 +51,13 @@ def main() -> None:
         return
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
-    for name, (part, flags) in NETWORKS.items():
-        words = [python_of(part), __file__, "--one", part]
-        processes = [Measurer([*words, way, "--data_root", draw_data(part), *SIZE, *flags]) for way in WAYS]
-        found = [[process.ask() for process in processes] for _ in range(WARM_UP + ROUNDS)]
+    networks = {name: [start(*of, way) for way in WAYS] for name, of in NETWORKS.items()}
+    for process in itertools.chain(*networks.values()):
+        process.ask()  # does not count, and once all have started, each goes on only when it is asked
+    for name, processes in networks.items():
+        values = np.array([[process.ask() for process in processes] for _ in range(ROUNDS)])  # (rounds, ways, 3)
         for process in processes:
             process.end()
-        values = np.array(found[WARM_UP:])  # (rounds, ways, 3)
         figures[name] = values.tolist()
         faster = spread(values[:, 0, 0] / values[:, 1, 0], ".2f")
         for number, way in enumerate(WAYS):

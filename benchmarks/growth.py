@@ -2,40 +2,28 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are links to 192 drawn ones; a run takes a few steps with each number of them. Seconds beside the epochs
-are those of start and end, so what the run with 100,000 has more of is what they cost at the start. Then 50 short
-epochs: the last ones of one run take turns, epoch by epoch, with the second to tenth of another one, which is the same
-but for its age. Needs all environments (make setup).
+The photographs are links to 192 drawn ones. The run with each number of them starts alone; then they take turns, epoch
+by epoch. Images per second are those of train.py, of training without validation. Then 50 short epochs: the last ones
+of one run take turns with the second to tenth of another one, which is the same but for its age. Needs all environments
+(make setup).
 """
 
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from results import (
-    ROOT,
-    SMALL_MASK_RCNN,
-    describe_machine,
-    draw_data,
-    python_of,
-    run_train,
-    save,
-    session_megabytes,
-    spread,
-)
-from turns import InTurns
+from results import SMALL_MASK_RCNN, describe_machine, draw_data, save, session_megabytes, spread
+from trainings import IN_MEMORY, Training, go_on_together, start_train
 
 NUMBERS = [1_000, 10_000, 100_000]
-EPOCHS, STEPS = 3, 4
+ROUNDS, STEPS = 4, 4
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 PARTS: dict[str, list[Any]] = {
@@ -84,60 +72,58 @@ def copy_annotations(source: Path, data_root: Path, side: str, images: list[str]
     (data_root / "annotations" / f"{side}.json").write_text(json.dumps(content))
 
 
+def start_alone(part: str, data_root: Path, work_dir: Path) -> tuple[Training, float]:
+    """A run that has done its first epoch, and the seconds that it took until it began."""
+    # The last epoch, which also draws predictions, is not waited for.
+    length = ["--epochs", ROUNDS + 2, "--limit_batches", STEPS]
+    began = time.perf_counter()
+    run = start_train(part, work_dir, *SMALL, *PARTS[part], *length, "--data_root", data_root)
+    run.go_on(look=True)
+    return run, time.perf_counter() - began - run.metrics()["seconds"].iloc[0]
+
+
 def measure_numbers() -> None:
     """A few steps with each number of photographs."""
     rows, bars, figures = [], {}, {}
-    length = ["--epochs", EPOCHS, "--limit_batches", STEPS]
-    for part, flags in PARTS.items():
+    for part in PARTS:
         source = draw_data(part)
-        for number in NUMBERS:
-            data_root = Path(tempfile.mkdtemp(dir=source.parent))  # on the same disk, for the links
-            link_photographs(source, data_root, number)
-            done, metrics = run_train(part, *SMALL, *flags, *length, "--data_root", data_root, look_every=0.5)
-            shutil.rmtree(data_root)
-            figures[f"{part}, {number}"] = {"run": done._asdict(), "metrics": metrics.to_dict("list")}
-            speeds, beside = metrics["images_per_second"][1:], done.seconds - metrics["seconds"].sum()
-            rows.append([part, f"{number:,}", f"{max(done.megabytes):,.0f}", spread(speeds, ".1f"), f"{beside:.1f}"])
-            bars[f"{part}, {number:,}"] = max(done.megabytes)
+        with (
+            tempfile.TemporaryDirectory(dir=source.parent) as data,  # on the same disk, for the links
+            tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder,
+        ):
+            runs, seconds = [], []
+            for number in NUMBERS:
+                link_photographs(source, Path(data) / f"{number}", number)
+                run, started = start_alone(part, Path(data) / f"{number}", Path(folder) / f"{number}")
+                runs.append(run)
+                seconds.append(started)
+            for _ in range(ROUNDS):
+                for run in runs:
+                    run.go_on()
+                    run.look()
+            for run in runs:
+                run.end()
+            speeds = [run.metrics()["images_per_second"].to_numpy()[1:] for run in runs]
+        for number, run, started, speed in zip(NUMBERS, runs, seconds, speeds, strict=True):
+            figures[f"{part}, {number}"] = {"MB": run.megabytes, "started": started, "images/s": speed.tolist()}
+            of_the_least = spread(speed / speeds[0], ".2f") if run is not runs[0] else "1"
+            cells = [f"{run.megabytes:,.0f}", spread(speed, ".1f"), of_the_least, f"{started:.1f}"]
+            rows.append([part, f"{number:,}", *cells])
+            bars[f"{part}, {number:,}"] = run.megabytes
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32, {EPOCHS} epochs of {STEPS} steps."
-    columns = ["part", "photographs", "most MB", "images/s after the first epoch", "s beside the epochs"]
+    regime = f"resnet18, 64 pixels, batch 4, float32, epochs of {STEPS} steps."
+    columns = ["part", "photographs", "most MB", "images/s", "of those with 1,000, median (range)"]
+    columns += ["s to the first epoch"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
-# The runs of many epochs. Where they can, they write to memory, because what a disk does, it does later; and they learn
-# next to nothing, so each epoch has the same to do.
-IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-LITTLE = 1e-5
+LITTLE = 1e-5  # The runs of many epochs learn next to nothing, so each epoch has the same to do.
 
 
-class Run(InTurns):
-    """A run of train.py with many short epochs, which once started goes on only while an epoch is measured."""
-
-    def __init__(self, part: str, work_dir: Path) -> None:
-        length = ["--epochs", LONG, "--limit_batches", LONG_STEPS, "--learning_rate", LITTLE]
-        words = [*SMALL, *PARTS[part], *length, "--data_root", draw_data(part), "--work_dir", work_dir]
-        self.metrics = work_dir / part.split("_")[1] / "logs" / "metrics.csv"
-        super().__init__([python_of(part), ROOT / part / "train.py", *words], stdout=DEVNULL, stderr=DEVNULL)
-
-    def epochs(self) -> int:
-        """How many are done."""
-        return len(self.metrics.read_text().splitlines()) - 1 if self.metrics.exists() else 0
-
-    def go_on(self, until: int) -> float:
-        """Let it train until so many epochs are done, and return the seconds.
-
-        Raises:
-            SystemExit: it has ended instead.
-        """
-        time.sleep(0.3)  # what the one before it has left for the system to do
-        with self.turn():
-            began = time.perf_counter()
-            while self.epochs() < until:
-                if self.process.poll() is not None:
-                    raise SystemExit(f"{' '.join(self.words)}\nended with {self.process.returncode}")
-                time.sleep(0.002)
-            return time.perf_counter() - began
+def start_long(part: str, work_dir: Path) -> Training:
+    """A run of many short epochs."""
+    length = ["--epochs", LONG, "--limit_batches", LONG_STEPS, "--learning_rate", LITTLE]
+    return start_train(part, work_dir, *SMALL, *PARTS[part], *length, "--data_root", draw_data(part))
 
 
 def measure_epochs() -> None:
@@ -145,16 +131,14 @@ def measure_epochs() -> None:
     rows, bars, figures = [], {}, {}
     for part in PARTS:
         with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-            young, old = Run(part, Path(folder) / "young"), Run(part, Path(folder) / "old")
-            young.go_on(1)
-            old.go_on(10)
+            young, old = (start_long(part, Path(folder) / name) for name in ("young", "old"))
+            go_on_together([young, old])
+            old.go_on(9)
             megabytes = [session_megabytes(old.process.pid)]
-            old.go_on(LONG - COMPARED)
+            old.go_on(LONG - COMPARED - 10)
             megabytes.append(session_megabytes(old.process.pid))
             # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
-            turns = np.array(
-                [[young.go_on(number), old.go_on(LONG - 10 + number)] for number in range(2, COMPARED + 2)]
-            )
+            turns = np.array([young.go_on() + old.go_on() for _ in range(COMPARED)])
             young.end()
             old.end()
         figures[part] = {"seconds": turns.tolist(), "megabytes": megabytes}

@@ -11,7 +11,6 @@ small sources are augmented more, and one for part 7. Part 6 has part 3's loader
 """
 
 import argparse
-import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -48,6 +47,7 @@ from results import (
     multiplies_bf16,
     python_of,
     save,
+    session_megabytes,
     spread,
 )
 from turns import Measurer, answer
@@ -78,7 +78,7 @@ VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
 IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
-SECONDS, PASSES = 10, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 8, 3  # of a loader and its limit in turns, and how many passes at least
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
@@ -98,23 +98,13 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def memory_now() -> float:
-    """MB of this process and its children; what several share is counted once."""
-    total = 0
-    for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
-        with contextlib.suppress(OSError):  # it has just ended
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
-
-
 def peak_memory(one_pass: Callable[[], object]) -> float:
-    """The highest of memory_now during a pass, in MB."""
+    """The most MB during a pass, of this process and those that it has started."""
     found, done = [0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            found.append(memory_now())
+            found.append(session_megabytes(os.getsid(0)))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -6,30 +6,54 @@ Each operation calculates with one thread. "One" has one process. "Two" is --dev
 each: two processes in part 3, and in part 1 two replicas of the network in one process, as MirroredStrategy has them.
 "Apart" is two runs of one process at the same time, which do not know of each other: what it is slower by than twice
 one is lost to memory and to loaders that share the cores with the networks; what "two" is slower by than that is lost
-to the exchange of gradients. Needs all environments (make setup).
+to the exchange of gradients. The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second
+are those of train.py, of training without validation. Needs all environments (make setup).
 """
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
-from results import describe_machine, draw_data, run_train, save, spread
+from results import describe_machine, draw_data, save, spread
+from trainings import IN_MEMORY, Training, go_on_together, start_train
 
-BATCH_SIZE, EPOCHS, STEPS = 8, 4, 5
+BATCH_SIZE, STEPS, ROUNDS = 8, 8, 3
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
-LENGTH = ["--epochs", EPOCHS, "--limit_batches", STEPS]
+LENGTH = ["--epochs", 2 * ROUNDS + 1, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
-def images_per_second(part: str, processes: int) -> np.ndarray:
-    """Of all epochs but the first."""
+def start(part: str, processes: int, work_dir: Path) -> Training:
+    """A run with so many processes."""
     devices = ["--device", *["cpu"] * processes, "--batch_size", processes * BATCH_SIZE]
-    metrics = run_train(
-        part, "--data_root", draw_data(part), *SMALL, *LENGTH, *devices, look_every=0, **ONE_THREAD
-    ).metrics
-    return metrics["images_per_second"].to_numpy()[1:]
+    return start_train(part, work_dir, "--data_root", draw_data(part), *SMALL, *LENGTH, *devices, **ONE_THREAD)
+
+
+def last_speed(run: Training) -> float:
+    """Images per second of its last epoch."""
+    return run.metrics()["images_per_second"].iloc[-1]
+
+
+def measure(part: str) -> dict[str, list[float]]:
+    """Images per second of "one", "apart" and "two", in each round."""
+    speeds: dict[str, list[float]] = {"one": [], "apart": [], "two": []}
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        runs = [start(part, processes, Path(folder) / f"{number}") for number, processes in enumerate([1, 1, 2])]
+        one, another, two = runs
+        go_on_together(runs)  # the first epoch does not count
+        for _ in range(ROUNDS):
+            one.go_on()
+            speeds["one"].append(last_speed(one))
+            go_on_together([one, another])
+            speeds["apart"].append(last_speed(one) + last_speed(another))
+            two.go_on()
+            speeds["two"].append(last_speed(two))
+        for run in runs:
+            run.end()
+    return speeds
 
 
 def main() -> None:
@@ -37,18 +61,15 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
     for part in PARTS:
-        one = images_per_second(part, 1)
-        with ThreadPoolExecutor(2) as pool:
-            apart = np.sum(list(pool.map(lambda part: images_per_second(part, 1), [part, part])), axis=0)
-        two = images_per_second(part, 2)
-        figures[part] = {"one": one.tolist(), "apart": apart.tolist(), "two": two.tolist()}
-        for name, speed in [("one", one), ("apart", apart), ("two", two)]:
-            of_twice_one = "" if name == "one" else f"{np.median(speed) / np.median(one) / 2:.2f}"
-            rows.append([part, name, spread(speed, ".1f"), of_twice_one])
-            bars[f"{part}, {name}"] = speed
+        figures[part] = measure(part)
+        one = np.array(figures[part]["one"])
+        for name, speeds in figures[part].items():
+            of_twice_one = "" if name == "one" else spread(speeds / one / 2, ".2f")
+            rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
+            bars[f"{part}, {name}"] = speeds
             print(" | ".join(rows[-1]), flush=True)
     regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, one thread an operation, float32."
-    columns = ["part", "processes", "images/s, median (range)", "of twice one"]
+    columns = ["part", "processes", "images/s, median (range)", "of twice one, median (range)"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

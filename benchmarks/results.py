@@ -4,28 +4,20 @@ Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and p
 in README.md. So no figure there is copied by hand.
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
-import pty
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-import termios
-import threading
-import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -107,92 +99,20 @@ def draw_data(part: str, images: int = 240) -> Path:
     return data_root
 
 
-class Done(NamedTuple):
-    """What a command has used."""
-
-    seconds: float
-    megabytes: list[float]  # of it and all its processes, at each look
-    gpu_megabytes: float  # the most that was in use of the first GPU
-
-
-def run_measured(words: Sequence[Any], look_every: float = 1, **environment: str) -> Done:
-    """Run a command in a terminal of its own, so that its progress bars are drawn as a user sees them.
-
-    Args:
-        look_every: seconds between two looks at its memory, for which the system goes through all its pages; 0 for
-            none, where the time that this takes from the command would count.
-
-    Raises:
-        SystemExit: it failed; its last lines are in the message.
-    """
-    began = time.perf_counter()
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (30, 100))
-    with tempfile.TemporaryFile() as output:
-        command = [str(word) for word in words]
-        process = subprocess.Popen(
-            command, stdin=its, stdout=its, stderr=its, env=os.environ | environment, start_new_session=True
-        )
-        os.close(its)
-        reader = threading.Thread(target=copy_terminal, args=(ours, output))
-        reader.start()
-        megabytes, on_gpu = [0.0], 0.0
-        try:
-            while process.poll() is None:
-                if look_every:
-                    megabytes.append(session_megabytes(process.pid))
-                    on_gpu = max(on_gpu, float(ask_gpu("memory.used")) if ON_GPU else 0)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(look_every or None)
-        finally:
-            if process.poll() is None:  # Ctrl-C reaches only this process: that one is in a session of its own
-                os.killpg(process.pid, signal.SIGKILL)
-        reader.join()
-        os.close(ours)
-        if process.returncode:
-            output.seek(0)
-            raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{output.read().decode()[-3000:]}")
-    return Done(time.perf_counter() - began, megabytes, on_gpu)
-
-
-def copy_terminal(terminal: int, output: Any) -> None:
-    """Copy what is written to a terminal into a file, until nobody is left to write."""
-    while True:
-        try:
-            text = os.read(terminal, 4096)
-        except OSError:  # how Linux says that the other end is closed
-            return
-        if not text:
-            return
-        output.write(text)
-
-
 def session_megabytes(session: int) -> float:
-    """MB of all processes of a session; what several share is counted once."""
-    total = 0
+    """MB of all processes of a session: what they share is counted once, and libraries whoever else has them, too."""
+    own, libraries = 0, 0
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and os.getsid(int(folder.name)) == session:
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            if not folder.name.isdigit() or os.getsid(int(folder.name)) != session:
+                continue
+            about = (folder / "smaps_rollup").read_text() + (folder / "status").read_text()
         except OSError:  # it has just ended
             continue
-    return total / 1024
-
-
-class Trained(NamedTuple):
-    """What a run of train.py has used, and its metrics.csv."""
-
-    done: Done
-    metrics: pd.DataFrame
-
-
-def run_train(part: str, *flags: Any, look_every: float = 1, **environment: str) -> Trained:
-    """Run train.py of a part, as `run_measured` does, in a work_dir that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as work_dir:
-        words = [python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags]
-        done = run_measured(words, look_every, **environment)
-        return Trained(done, pd.read_csv(Path(work_dir) / part.split("_")[1] / "logs" / "metrics.csv"))
+        kilobytes = dict(re.findall(r"^(Pss_Anon|Pss_Shmem|RssFile):\s+(\d+)", about, re.MULTILINE))
+        own += int(kilobytes.get("Pss_Anon", 0)) + int(kilobytes.get("Pss_Shmem", 0))
+        libraries = max(libraries, int(kilobytes.get("RssFile", 0)))
+    return (own + libraries) / 1024
 
 
 # --- where figures go ----------------------------------------------------------------------------

@@ -3,34 +3,37 @@
     .venv-pt/bin/python benchmarks/training.py
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
-same photographs, as many steps, with the same batch and size. Seconds are those of an epoch with its validation,
-without the first one; memory is that of all processes; the IoU (part 7: segm mAP) is the best of all epochs. On a GPU
-the networks, photographs and batches are larger, and float16, --compile, and part 4, which augments there, are measured
-as well; the table is then that of gpu.json. The peer of part 6 needs accelerate (benchmarks/requirements.txt).
+same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
+is that of neighbours; part 1 and its peer train one after the other. Seconds are those of an epoch, with validation and
+saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP) is the best of
+all epochs. On a GPU the networks, photographs and batches are larger, and float16, --compile, and part 4, which
+augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
+(benchmarks/requirements.txt).
 """
 
 import argparse
-import json
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from results import (
     ON_GPU,
     SMALL_MASK_RCNN,
-    Done,
     describe_machine,
     draw_data,
     multiplies_bf16,
     python_of,
-    run_measured,
-    run_train,
     save,
     spread,
 )
+from trainings import IN_MEMORY, Training, start_train
 
 EPOCHS = 4
-SIZE = ["--image_size", 384, "--batch_size", 16] if ON_GPU else ["--image_size", 96, "--batch_size", 8]
+SIZE = ["--image_size", 384, "--batch_size", 16] if ON_GPU else ["--image_size", 96, "--batch_size", 4]
 IMAGES = 1000 if ON_GPU else 100
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
 COMMON = [*SIZE, "--epochs", EPOCHS, "--learning_rate", 2e-3]
@@ -72,36 +75,52 @@ PARTS = {
         "mmdet_plain.py", "MMDetection's tools/train.py", ["--encoder", "resnet18", *SCRATCH, *MASK_RCNN], FP32 | FP16
     ),
 }
+# Keras' loader of a Sequence waits 5 seconds longer after each stop, and TensorFlow takes all memory of a GPU.
+ONE_BY_ONE = list(PARTS) if ON_GPU else ["part1_tensorflow"]
 
 
 class Result(NamedTuple):
     """What a training has used and reached."""
 
-    done: Done
     epoch_seconds: list[float]
-    train_seconds: list[float]
+    megabytes: float
+    gpu_megabytes: float
     reached: list[float]  # IoU, or segm mAP
 
 
-def train_peer(part: str, peer: str, data_root: Path) -> Result:
-    """Run a peer, which leaves its figures in peer.json."""
+def start_peer(part: str, data_root: Path, work_dir: Path) -> Training:
+    """What the part is compared with."""
     encoder = [] if part == "part6_segformer" else ["--encoder", PARTS[part].flags[1]]
-    with tempfile.TemporaryDirectory() as work_dir:
-        words = [python_of(part), Path(__file__).parent / "peers" / peer, "--data_root", data_root]
-        done = run_measured([*words, "--work_dir", work_dir, "--workers", 2, *COMMON, *encoder])
-        figures = json.loads((Path(work_dir) / "peer.json").read_text())
-    reached = figures.get("iou") or figures["segm_mAP"]
-    return Result(done, figures["epoch_seconds"], figures["train_seconds"], reached)
+    words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--data_root", data_root]
+    return Training([*words, "--work_dir", work_dir, "--workers", 2, *COMMON, *encoder], work_dir / "peer.csv")
 
 
-def train_ours(part: str, flags: list[Any], data_root: Path) -> Result:
-    """Run train.py of a part."""
-    done, metrics = run_train(part, "--data_root", data_root, "--workers", 2, *COMMON, *PARTS[part].flags, *flags)
-    images = len((data_root / "csv_file" / "train.csv").read_text().splitlines()) - 1
-    used = images // SIZE[-1] * SIZE[-1]
-    score = metrics["segm_mAP" if part == "part7_mmdetection" else "val_iou"]
-    train_seconds = used / metrics["images_per_second"]
-    return Result(done, metrics["seconds"].tolist(), train_seconds.tolist(), score.tolist())
+def start_ours(part: str, flags: list[Any], data_root: Path, work_dir: Path) -> Training:
+    """train.py of a part."""
+    return start_train(part, work_dir, "--data_root", data_root, "--workers", 2, *COMMON, *PARTS[part].flags, *flags)
+
+
+def measure(part: str, starts: dict[str, Callable[[Path], Training]]) -> dict[str, Result]:
+    """Let them train."""
+    runs, seconds = [], []
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        for number, start in enumerate(starts.values()):
+            runs.append(start(Path(folder) / f"{number}"))
+            if part in ONE_BY_ONE:
+                seconds.append(runs[-1].go_on(EPOCHS, look=True)[1:])
+                runs[-1].end()
+            else:
+                runs[-1].go_on(look=True)
+        if part not in ONE_BY_ONE:
+            rounds = [[run.go_on(look=True)[0] for run in runs] for _ in range(EPOCHS - 1)]
+            seconds = np.transpose(rounds).tolist()
+        score = "segm_mAP" if part == "part7_mmdetection" else "val_iou"
+        for run in runs:
+            run.end()
+        return {
+            name: Result(its, run.megabytes, run.gpu_megabytes, run.metrics()[score].tolist())
+            for name, run, its in zip(starts, runs, seconds, strict=True)
+        }
 
 
 def main() -> None:
@@ -112,23 +131,26 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     for part in args.parts:
         data_root = draw_data(part, images=IMAGES)
-        peer, title, _, choices = PARTS[part]
-        results = {title: train_peer(part, peer, data_root)} if peer else {}
-        for name, flags in choices.items():
-            results[f"train.py, {name}"] = train_ours(part, flags, data_root)
+        starts = {PARTS[part].title: functools.partial(start_peer, part, data_root)} if PARTS[part].peer else {}
+        for name, flags in PARTS[part].choices.items():
+            starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, data_root)
+        results = measure(part, starts)
+        first = next(iter(results.values()))
         for name, result in results.items():
             figures[f"{part}, {name}"] = result._asdict()
-            memory = [f"{max(result.done.megabytes):,.0f}", *([f"{result.done.gpu_megabytes:,.0f}"] if ON_GPU else [])]
-            seconds = [spread(result.epoch_seconds[1:], ".1f"), spread(result.train_seconds[1:], ".1f")]
-            rows.append([part, name, *seconds, *memory, f"{max(result.reached):.3f}"])
-            bars[f"{part}, {name}"] = result.epoch_seconds[1:]
+            memory = [f"{result.megabytes:,.0f}", *([f"{result.gpu_megabytes:,.0f}"] if ON_GPU else [])]
+            faster = spread(np.divide(first.epoch_seconds, result.epoch_seconds), ".2f") if result is not first else "1"
+            cells = [spread(result.epoch_seconds, ".1f"), faster]
+            rows.append([part, name, *cells, *memory, f"{max(result.reached):.3f}"])
+            bars[f"{part}, {name}"] = result.epoch_seconds
             print(" | ".join(rows[-1]), flush=True)
     if args.parts == list(PARTS):
         networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
         photographs = f"{IMAGES * 4 // 5} photographs for training and {IMAGES // 5} for validation"
         regime = f"{networks}; {photographs}; {SIZE[1]} pixels, batch {SIZE[3]}, {EPOCHS} epochs."
         memory = ["MB", *(["MB on the GPU"] if ON_GPU else [])]
-        columns = ["part", "who", "s an epoch, median (range)", "of it training", *memory, "IoU, part 7: segm mAP"]
+        columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", *memory]
+        columns += ["IoU, part 7: segm mAP"]
         name = "gpu" if ON_GPU else "training"
         save(name, describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)
 

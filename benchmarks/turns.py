@@ -4,11 +4,16 @@ import atexit
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that atexit ends what was started
 
 
 class InTurns:
@@ -35,6 +40,35 @@ class InTurns:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def ended(self) -> SystemExit:
+        """To raise when it has ended where it should not."""
+        return SystemExit(f"{' '.join(self.words)}\nended with {self.process.wait()}")
+
+
+class InTerminal(InTurns):
+    """The same in a terminal, so that it draws its progress bars as a user sees them."""
+
+    def __init__(self, words: Sequence[Any], **environment: str) -> None:
+        screen, terminal = pty.openpty()  # what is written to the second is read from the first
+        termios.tcsetwinsize(screen, (30, 100))
+        super().__init__(words, stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | environment)
+        os.close(terminal)
+        self.printed = bytearray()
+        self.reader = threading.Thread(target=self.read, args=(screen,), daemon=True)
+        self.reader.start()
+
+    def read(self, screen: int) -> None:
+        """Read what it prints, or it would have to wait, until nobody is left to print."""
+        with contextlib.suppress(OSError):  # how Linux says so
+            while text := os.read(screen, 4096):
+                self.printed += text
+        os.close(screen)
+
+    def ended(self) -> SystemExit:
+        """The same, with its last lines."""
+        self.reader.join(1)
+        return SystemExit(f"{super().ended()}:\n{self.printed[-3000:].decode(errors='replace')}")
+
 
 ANSWER = "measured: "  # begins the line of an answer, among all else that may be printed
 
@@ -57,7 +91,7 @@ class Measurer(InTurns):
             for line in self.process.stdout:
                 if line.startswith(ANSWER):
                     return json.loads(line.removeprefix(ANSWER))
-        raise SystemExit(f"{' '.join(self.words)}\nended with {self.process.wait()}")
+        raise self.ended()
 
 
 def answer(measure: Callable[[str], Any]) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -21,12 +22,11 @@ def test_a_peer_trains(part: str, peer: str, data_root: Path, work_dir: Path) ->
     words = [python_of(part), BENCHMARKS / "peers" / peer, *flags, "--epochs", 6, "--learning_rate", 3e-3]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((work_dir / "peer.json").read_text())
-    assert [len(values) for values in figures.values()] == [6, 6, 6]
-    assert all(whole > training > 0 for whole, training in zip(*list(figures.values())[:2], strict=True))
-    assert all(0 <= iou <= 1 for iou in figures["iou"])
+    log = pd.read_csv(work_dir / "peer.csv")
+    assert log["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert log["val_iou"].between(0, 1).all()
     if peer == "smp_loop.py":  # in Keras, BatchNorm has a momentum of 0.99: validation lags hundreds of steps behind
-        assert max(figures["iou"]) > 0.1
+        assert log["val_iou"].max() > 0.1
 
 
 @pytest.mark.parametrize("part", ["part1_tensorflow", "part3_lightning", "part7_mmdetection"])

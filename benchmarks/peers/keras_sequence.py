@@ -9,10 +9,8 @@ albumentations augments, a `Sequence` makes batches, `fit` trains, ReduceLROnPla
 """
 
 import argparse
-import json
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,23 +91,16 @@ class NailSequence(tf.keras.utils.Sequence):
 
 
 class PeerLog(tf.keras.callbacks.Callback):
-    """Takes the time of each epoch, and its IoU in validation."""
+    """Writes the IoU in validation to peer.csv, after each epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.rows: dict[str, list[float]] = {"epoch_seconds": [], "train_seconds": [], "iou": []}
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.began = time.perf_counter()
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        self.rows["train_seconds"].append(time.perf_counter() - self.began)
-
-    def on_test_end(self, logs: Any = None) -> None:
-        self.rows["epoch_seconds"].append(time.perf_counter() - self.began)
+        self.file = file
+        file.write_text("epoch,val_iou\n")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.rows["iou"].append(float(logs["val_iou"]))
+        with self.file.open("a") as file:
+            file.write(f"{epoch + 1},{logs['val_iou']}\n")
 
 
 def main() -> None:
@@ -129,7 +120,7 @@ def main() -> None:
 
     weights = str(args.work_dir / "best.weights.h5")
     best = {"monitor": "val_iou", "mode": "max", "save_best_only": True, "save_weights_only": True}
-    log = PeerLog()
+    log = PeerLog(args.work_dir / "peer.csv")
     model.fit(
         train_loader,
         epochs=args.epochs,
@@ -137,7 +128,6 @@ def main() -> None:
         callbacks=[log, tf.keras.callbacks.ModelCheckpoint(weights, **best), tf.keras.callbacks.ReduceLROnPlateau()],
         workers=args.workers,
     )
-    (args.work_dir / "peer.json").write_text(json.dumps(log.rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

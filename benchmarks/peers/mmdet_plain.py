@@ -92,8 +92,8 @@ optim_wrapper = dict(_delete_=True, type="OptimWrapper", optimizer=optimizer, cl
 
 # --- log ---
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best="coco/segm_mAP"))
-custom_imports = dict(imports=["mmdet_times"])
-custom_hooks = [dict(type="EpochSeconds")]
+custom_imports = dict(imports=["mmdet_log"])
+custom_hooks = [dict(type="PeerLog")]
 """
 
 
@@ -129,22 +129,8 @@ def write_config(args: argparse.Namespace) -> Path:
     return file
 
 
-def read_log(work_dir: Path) -> dict[str, list[float]]:
-    """Times and metrics of each epoch, from the newest JSON log of MMEngine."""
-    file = max(work_dir.glob("*/vis_data/scalars.json"))
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    found = {row["step"]: row["coco/segm_mAP"] for row in rows if "coco/segm_mAP" in row}
-    epochs = [row for row in rows if "epoch_seconds" in row]
-    return {
-        "epoch_seconds": [row["epoch_seconds"] for row in epochs],
-        "train_seconds": [row["train_seconds"] for row in epochs],
-        # Where nothing is found, MMDetection logs no mAP.
-        "segm_mAP": [found.get(row["step"], 0.0) for row in epochs],
-    }
-
-
 def main() -> None:
-    """Write the config, train with it, read the log."""
+    """Write the config, train with it."""
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     config = write_config(args)
@@ -155,7 +141,6 @@ def main() -> None:
     )
     flags = ["--work-dir", str(args.work_dir), "--auto-scale-lr"]
     subprocess.run([sys.executable, "-c", start, str(config), *flags], check=True)
-    (args.work_dir / "peer.json").write_text(json.dumps(read_log(args.work_dir), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ over the set. Images are read and augmented as torchvision's "Getting started wi
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -108,20 +106,19 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.epochs, eta_min=1e-5)
 
-    rows: dict[str, list[float]] = {"epoch_seconds": [], "train_seconds": [], "iou": []}
+    best = -1.0
+    log = args.work_dir / "peer.csv"
+    log.write_text("epoch,val_iou\n")
     for epoch in range(args.epochs):
-        began = time.perf_counter()
         loss = train_epoch(model, train_loader, loss_fn, optimizer, device)
         scheduler.step()
-        trained = time.perf_counter()
         iou = validate(model, valid_loader, device)
-        rows["epoch_seconds"].append(time.perf_counter() - began)
-        rows["train_seconds"].append(trained - began)
-        rows["iou"].append(iou)
         print(f"epoch {epoch + 1}/{args.epochs}: loss {loss:.4f}, IoU in validation {iou:.4f}", flush=True)
-        if iou == max(rows["iou"]):
+        if iou > best:
+            best = iou
             torch.save(model.state_dict(), args.work_dir / "best.pth")
-    (args.work_dir / "peer.json").write_text(json.dumps(rows, indent=2) + "\n")
+        with log.open("a") as file:
+            file.write(f"{epoch + 1},{iou}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Trainings whose epochs are measured, and that can take turns: train.py of a part, or what it is compared with."""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from results import ON_GPU, ROOT, ask_gpu, python_of, session_megabytes
+from turns import InTerminal
+
+LOOK_EVERY = 0.5  # seconds from one look at the memory to the next
+# Where they can, they write their checkpoints to memory, because what a disk does, it does later.
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class Training(InTerminal):
+    """A training that, once it has started, goes on only while an epoch of it is measured."""
+
+    def __init__(self, words: Sequence[Any], log: Path, **environment: str) -> None:
+        """`log`: the CSV file to which it adds a row after each epoch."""
+        self.log = log
+        self.megabytes = self.gpu_megabytes = 0.0  # the most that was seen
+        super().__init__(words, **environment)
+
+    def epochs(self) -> int:
+        """How many are done."""
+        return len(self.log.read_text().splitlines()) - 1 if self.log.exists() else 0
+
+    def go_on(self, epochs: int = 1, look: bool = False) -> list[float]:
+        """Let it train until so many more epochs are done, and return the seconds of each.
+
+        Args:
+            look: at its memory meanwhile, for which the system goes through all its pages.
+
+        Raises:
+            SystemExit: it has ended instead.
+        """
+        time.sleep(0.3)  # what the one before it has left for the system to do
+        seconds: list[float] = []
+        with self.turn():
+            done, began, looked = self.epochs(), time.perf_counter(), time.perf_counter()
+            while len(seconds) < epochs:
+                if self.process.poll() is not None:
+                    raise self.ended()
+                time.sleep(0.002)
+                now = time.perf_counter()
+                if self.epochs() > done + len(seconds):
+                    seconds.append(now - began)
+                    began = now
+                if look and now - looked > LOOK_EVERY:
+                    self.look()
+                    looked = time.perf_counter()
+        return seconds
+
+    def look(self) -> None:
+        """See how much memory it has now, with all its processes."""
+        self.megabytes = max(self.megabytes, session_megabytes(self.process.pid))
+        if ON_GPU:
+            self.gpu_megabytes = max(self.gpu_megabytes, float(ask_gpu("memory.used")))
+
+    def metrics(self) -> pd.DataFrame:
+        """What it has logged."""
+        return pd.read_csv(self.log)
+
+
+def start_train(part: str, work_dir: Path, *flags: Any, **environment: str) -> Training:
+    """train.py of a part."""
+    log = work_dir / part.split("_")[1] / "logs" / "metrics.csv"
+    return Training([python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags], log, **environment)
+
+
+def go_on_together(trainings: Iterable[Training]) -> None:
+    """Let all train for an epoch at the same time."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Training.go_on, trainings))
