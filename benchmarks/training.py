@@ -75,7 +75,8 @@ PARTS = {
         "mmdet_plain.py", "MMDetection's tools/train.py", ["--encoder", "resnet18", *SCRATCH, *MASK_RCNN], FP32 | FP16
     ),
 }
-# Keras' loader of a Sequence waits 5 seconds longer after each stop, and TensorFlow takes all memory of a GPU.
+# After a stop, an epoch of a Keras Sequence takes twice as long: its loader waits with a timeout of 5 seconds. And
+# TensorFlow takes all memory of a GPU.
 ONE_BY_ONE = list(PARTS) if ON_GPU else ["part1_tensorflow"]
 
 
@@ -135,8 +136,9 @@ def main() -> None:
         for name, flags in PARTS[part].choices.items():
             starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, data_root)
         results = measure(part, starts)
-        first = next(iter(results.values()))
+        first: Result | None = None
         for name, result in results.items():
+            first = first or result
             figures[f"{part}, {name}"] = result._asdict()
             memory = [f"{result.megabytes:,.0f}", *([f"{result.gpu_megabytes:,.0f}"] if ON_GPU else [])]
             faster = spread(np.divide(first.epoch_seconds, result.epoch_seconds), ".2f") if result is not first else "1"

@@ -107,6 +107,36 @@ def test_what_is_compared_takes_turns(tmp_path: Path) -> None:
     assert not Path("/proc", done.stdout.strip()).exists(), "it was left behind"
 
 
+TRAININGS = """
+import sys
+from pathlib import Path
+from trainings import Training, go_on_together
+
+def start(number, *more):
+    folder = Path(sys.argv[1]) / f"{number}"
+    words = [sys.executable, "peers/smp_loop.py", *sys.argv[2:], "--work_dir", folder, *more]
+    return Training(words, folder / "peer.csv")
+
+first, second = start(1), start(2)
+go_on_together([first, second])
+assert (first.epochs(), second.epochs()) == (1, 1)
+assert len(first.go_on(2)) == 2
+assert second.go_on()[0] > 0
+assert (first.epochs(), second.epochs()) == (3, 2)
+first.look()
+assert 300 < first.megabytes < 5000, first.megabytes
+start(3, "--encoder", "resnet0").go_on()
+"""
+
+
+def test_trainings_take_turns_epoch_by_epoch(data_root: Path, tmp_path: Path) -> None:
+    flags = ["--data_root", data_root, "--image_size", 64, "--batch_size", 8, "--workers", 1]
+    words = [python_of("part3_lightning"), "-c", TRAININGS, tmp_path, *flags, "--epochs", 9, "--learning_rate", 3e-3]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 1 and "AssertionError" not in done.stderr, done.stderr
+    assert "ended with 1" in done.stderr and "Wrong encoder name `resnet0`" in done.stderr, done.stderr
+
+
 def test_a_measurer_answers_and_says_when_it_cannot(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
