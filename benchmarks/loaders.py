@@ -78,7 +78,8 @@ VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
 IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
-SECONDS, PASSES = 12, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 30, 3  # of a loader and its limit in turns, and how many passes at least
+IN_BRIEF, BRIEF_SECONDS = {"--cache", "part4_kornia", "part5_dali"}, 6  # not compared, or far from the limit
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
@@ -244,8 +245,9 @@ def start(part: str, flags: list[Any]) -> Measurer:
 
 def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
     """What both answer to "speed"."""
+    seconds = BRIEF_SECONDS if IN_BRIEF & set(loader.words) else SECONDS
     began, turns = time.perf_counter(), []
-    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < SECONDS:
+    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < seconds:
         turns.append([process.ask("speed") for process in (loader, limit)])
     return turns[WARM_UP:]
 
