@@ -14,7 +14,7 @@ from typing import Any
 
 from results import ON_GPU, ROOT, TF_PARTS
 
-IN_MEMORY = 4  # batches, which are used in turn
+KEPT_BATCHES = 4  # batches, which are used in turn
 Step = Callable[[Any], object]  # trains on the batch that it is given
 
 
@@ -48,7 +48,7 @@ def create_step(args: argparse.Namespace, choice: str = "as it is") -> Callable[
     """
     if args.part in TF_PARTS:
         set_precision(half="bf16" in (choice, args.mixed_precision))
-        batches = iter(tensorflow_loader(args, IN_MEMORY, range(1)).cache().repeat())
+        batches = iter(tensorflow_loader(args, KEPT_BATCHES, range(1)).cache().repeat())
         # train_on_batch calls the same function, but first makes a tf.data pipeline of its one batch.
         train_step = tensorflow_model(args).make_train_function()
         return lambda: float(train_step(batches)["loss"])
@@ -67,7 +67,7 @@ def create_step(args: argparse.Namespace, choice: str = "as it is") -> Callable[
         def step(batch: Any) -> None:
             normalized_step(data.on_after_batch_transfer(batch, 0))  # bytes become normalised floats
 
-    batches = itertools.cycle(list(itertools.islice(loader, IN_MEMORY)))
+    batches = itertools.cycle(list(itertools.islice(loader, KEPT_BATCHES)))
     return lambda: step(next(batches))
 
 
@@ -156,9 +156,11 @@ def torch_step(args: argparse.Namespace, data: Any, choice: str = "as it is") ->
 
 def mmdet_config(args: argparse.Namespace) -> Any:
     """The config of train.py of part 7."""
+    import cv2
     import train
     from mmdet.utils import register_all_modules
 
+    cv2.setNumThreads(0)  # as MMEngine's runner does
     register_all_modules()
     return train.create_config(args, Path(), [], processes=1)
 

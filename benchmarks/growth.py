@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from results import SMALL_MASK_RCNN, describe_machine, draw_data, save, session_megabytes, spread
-from trainings import IN_MEMORY, Training, go_on_together, start_train
+from trainings import MEMORY_DISK, Training, go_on_together, start_train
 
 NUMBERS = [1_000, 10_000, 100_000]
 ROUNDS, STEPS = 4, 4
@@ -89,7 +89,7 @@ def measure_numbers() -> None:
         source = draw_data(part)
         with (
             tempfile.TemporaryDirectory(dir=source.parent) as data,  # on the same disk, for the links
-            tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder,
+            tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder,
         ):
             runs, seconds = [], []
             for number in NUMBERS:
@@ -130,7 +130,7 @@ def measure_epochs() -> None:
     """Early epochs against late ones, in turns."""
     rows, bars, figures = [], {}, {}
     for part in PARTS:
-        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
             young, old = (start_long(part, Path(folder) / name) for name in ("young", "old"))
             go_on_together([young, old])
             old.go_on(9)

@@ -101,10 +101,10 @@ def cpu_seconds() -> float:
 
 def peak_memory(one_pass: Callable[[], object]) -> float:
     """The most MB during a pass, of this process and those that it has started."""
-    found, done = [0.0], threading.Event()
+    found, done = [], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not done.wait(0.05):
             found.append(session_megabytes(os.getsid(0)))
 
     watcher = threading.Thread(target=watch)
@@ -117,22 +117,24 @@ def peak_memory(one_pass: Callable[[], object]) -> float:
 
 def bare_pass(load: Callable[[int], object]) -> float:
     """Load and augment all photographs in as many processes as there are cores, drop them: images per second."""
-    used, ready = BATCHES * BATCH_SIZE, multiprocessing.Barrier(CORES + 1)
+    ready, speeds = multiprocessing.Barrier(CORES, timeout=60), multiprocessing.Array("d", CORES)
 
     def work(first: int) -> None:
         load(first)
         ready.wait()
-        for index in range(first, used, CORES):
+        began, mine = time.perf_counter(), range(first, BATCHES * BATCH_SIZE, CORES)
+        for index in mine:
             load(index)
+        speeds[first] = len(mine) / (time.perf_counter() - began)
 
     processes = [multiprocessing.Process(target=work, args=(first,)) for first in range(CORES)]
     for process in processes:
         process.start()
-    ready.wait()
-    began = time.perf_counter()
     for process in processes:
         process.join()
-    return used / (time.perf_counter() - began)
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a process of the limit has failed")
+    return sum(speeds)
 
 
 def tensorflow_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from results import describe_machine, draw_data, save, spread
-from trainings import IN_MEMORY, Training, go_on_together, start_train
+from trainings import MEMORY_DISK, Training, go_on_together, start_train
 
 BATCH_SIZE, STEPS, ROUNDS = 8, 8, 3
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
@@ -40,7 +40,7 @@ def last_speed(run: Training) -> float:
 def measure(part: str) -> dict[str, list[float]]:
     """Images per second of "one", "apart" and "two", in each round."""
     speeds: dict[str, list[float]] = {"one": [], "apart": [], "two": []}
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         runs = [start(part, processes, Path(folder) / f"{number}") for number, processes in enumerate([1, 1, 2])]
         one, another, two = runs
         go_on_together(runs)  # the first epoch does not count

@@ -100,7 +100,7 @@ def draw_data(part: str, images: int = 240) -> Path:
 
 
 def session_megabytes(session: int) -> float:
-    """MB of all processes of a session: what they share is counted once, and libraries whoever else has them, too."""
+    """MB of all processes of a session: what they share counts once; of files (libraries), what the largest has."""
     own, libraries = 0, 0
     for folder in Path("/proc").iterdir():
         try:

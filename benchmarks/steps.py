@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bare import IN_MEMORY, create_step, parse_flags
+from bare import KEPT_BATCHES, create_step, parse_flags
 
 from results import (
     ON_GPU,
@@ -31,6 +31,7 @@ from results import (
     save,
     spread,
 )
+from trainings import MEMORY_DISK
 from turns import InTerminal
 
 STEPS, EPOCHS = 8, 6  # the first epoch does not count
@@ -56,6 +57,8 @@ class Watch:
 
     def step_ended(self) -> None:
         """What train.py does from the end of one call to the next one is a step, all its callbacks included."""
+        if ON_GPU and "torch" in sys.modules:  # Keras waits by itself, for the loss that it shows
+            sys.modules["torch"].cuda.synchronize()
         ended = time.perf_counter()
         self.bare_step()
         now = time.perf_counter()
@@ -73,7 +76,7 @@ class InMemory:
 
     def __init__(self, loader: Any) -> None:
         self.dataset = getattr(loader, "dataset", None)
-        self.batches = list(itertools.islice(loader, IN_MEMORY))
+        self.batches = list(itertools.islice(loader, KEPT_BATCHES))
 
     def __len__(self) -> int:
         return STEPS
@@ -98,7 +101,7 @@ def watch_keras(train: Any, watch: Watch) -> None:
     def in_memory(*words: Any) -> Any:
         loader = create_loader(*words)
         is_for_training = len(words) > len(["args", "run_dir", "paths", "context", "steps"])
-        return loader.take(IN_MEMORY).cache().repeat() if is_for_training else loader
+        return loader.take(KEPT_BATCHES).cache().repeat() if is_for_training else loader
 
     train.create_loader = in_memory
     tf.keras.Model.fit = lambda *words, callbacks, **more: fit(*words, callbacks=[*callbacks, Ticks()], **more)
@@ -170,7 +173,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
     for part, flags in FLAGS.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
             result = Path(folder) / "result.json"
             more = [
                 "--data_root",
@@ -185,6 +188,7 @@ def main() -> None:
             run = InTerminal([python_of(part), __file__, "--one", part, result, *SMALL, *flags, *more])
             if run.process.wait():
                 raise run.ended()
+            run.end()
             milliseconds = np.array(json.loads(result.read_text()))
         figures[part] = milliseconds.tolist()
         overhead = 100 * (milliseconds[:, 0] / milliseconds[:, 1] - 1)

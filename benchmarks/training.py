@@ -4,7 +4,7 @@
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
 same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
-is that of neighbours; part 1 and its peer train one after the other. Seconds are those of an epoch, with validation and
+is that of neighbours; those of part 1 train one after the other. Seconds are those of an epoch, with validation and
 saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP) is the best of
 all epochs. On a GPU the networks, photographs and batches are larger, and float16, --compile, and part 4, which
 augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
@@ -30,7 +30,7 @@ from results import (
     save,
     spread,
 )
-from trainings import IN_MEMORY, Training, start_train
+from trainings import MEMORY_DISK, Training, start_train
 
 EPOCHS = 4
 SIZE = ["--image_size", 384, "--batch_size", 16] if ON_GPU else ["--image_size", 96, "--batch_size", 4]
@@ -41,8 +41,8 @@ BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16(
 FP16 = {"float16": ["--mixed_precision", "fp16"]} if ON_GPU else {}
 FP32 = {"float32": ["--mixed_precision", "False"]}
 COMPILE = {"float16, `--compile`": ["--mixed_precision", "fp16", "--compile"]} if ON_GPU else {}
-ON_THE_GPU = {"float16, `--augment_on device`": [*FP16.get("float16", []), "--augment_on", "device"]} if ON_GPU else {}
-IN_CPU = {"float16, `--augment_on cpu`": [*FP16.get("float16", []), "--augment_on", "cpu"]} if ON_GPU else {}
+AUGMENT_ON = ("cpu", "device") if ON_GPU else ()
+AUGMENT = {f"float16, `--augment_on {where}`": [*FP16["float16"], "--augment_on", where] for where in AUGMENT_ON}
 
 
 class Part(NamedTuple):
@@ -67,7 +67,7 @@ PARTS = {
     "part3_lightning": Part(
         "smp_loop.py", "smp's loop, torchvision", [*UNET, "--loss", "dice"], FP32 | BF16 | FP16 | COMPILE
     ),
-    "part4_kornia": Part("", "", [*UNET, "--loss", "dice"], IN_CPU | ON_THE_GPU),
+    "part4_kornia": Part("", "", [*UNET, "--loss", "dice"], AUGMENT),
     "part6_segformer": Part(
         "hf_trainer.py", "Hugging Face Trainer", [*SCRATCH, "--loss", "dice_bce"], FP32 | BF16 | FP16 | COMPILE
     ),
@@ -104,7 +104,7 @@ def start_ours(part: str, flags: list[Any], data_root: Path, work_dir: Path) -> 
 def measure(part: str, starts: dict[str, Callable[[Path], Training]]) -> dict[str, Result]:
     """Let them train."""
     runs, seconds = [], []
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for number, start in enumerate(starts.values()):
             runs.append(start(Path(folder) / f"{number}"))
             if part in ONE_BY_ONE:
@@ -127,7 +127,9 @@ def measure(part: str, starts: dict[str, Callable[[Path], Training]]) -> dict[st
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only print these")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only, and print them"
+    )
     args = parser.parse_args()
     rows, bars, figures = [], {}, {}
     for part in args.parts:

@@ -13,7 +13,7 @@ from turns import InTerminal
 
 LOOK_EVERY = 0.5  # seconds from one look at the memory to the next
 # Where they can, they write their checkpoints to memory, because what a disk does, it does later.
-IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class Training(InTerminal):
@@ -43,13 +43,13 @@ class Training(InTerminal):
         with self.turn():
             done, began, looked = self.epochs(), time.perf_counter(), time.perf_counter()
             while len(seconds) < epochs:
-                if self.process.poll() is not None:
-                    raise self.ended()
                 time.sleep(0.002)
-                now = time.perf_counter()
-                if self.epochs() > done + len(seconds):
+                has_ended, now = self.process.poll() is not None, time.perf_counter()
+                if self.epochs() > done + len(seconds):  # asked after it: a row that it has left still counts
                     seconds.append(now - began)
                     began = now
+                elif has_ended:
+                    raise self.ended()
                 if look and now - looked > LOOK_EVERY:
                     self.look()
                     looked = time.perf_counter()

@@ -35,14 +35,17 @@ class InTurns:
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
-        """End it wherever it is."""
-        if self.process.poll() is None:
+        """End it wherever it is, with all that it has started."""
+        atexit.unregister(self.end)  # its number may become that of another process
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
 
     def ended(self) -> SystemExit:
         """To raise when it has ended where it should not."""
-        return SystemExit(f"{' '.join(self.words)}\nended with {self.process.wait()}")
+        status = self.process.wait()
+        self.end()
+        return SystemExit(f"{' '.join(self.words)}\nended with {status}")
 
 
 class InTerminal(InTurns):
