@@ -24,7 +24,7 @@ def parse_flags(part: str, flags: list[Any], keep_freed_memory: bool = True) -> 
     Without --device it is the first GPU, or the CPU; without --mixed_precision it is float32.
 
     Args:
-        keep_freed_memory: as train.py does in parts 3 to 6.
+        keep_freed_memory: as train.py does in parts 1 to 6.
     """
     sys.path.insert(0, str(ROOT / part))
     sys.argv[1:] = [str(flag) for flag in flags]

@@ -1,4 +1,4 @@
-"""What it gains to keep the memory of freed tensors (memory.py of parts 3 to 6): a training step with and without.
+"""What it gains to keep the memory of freed tensors (memory.py of parts 1 to 6): a training step with and without.
 
     .venv-pt/bin/python benchmarks/freed_memory.py
 

@@ -14,6 +14,7 @@ from callbacks import Checkpoints, MetricsLog, PredictionGrid, StopIfNotFinite
 from dataloader import create_loader, load_data_path, load_source_paths, sample_batch
 from errors import errors_in_words
 from keras2 import sm, tf
+from memory import keep_freed_memory
 from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
 from runs import open_run, read_metrics, report, why_over
 from strategy import create_strategy, throwaway_run
@@ -129,6 +130,7 @@ def main() -> None:
 
     with errors_in_words(run_dir / "weights", train_paths, valid_paths):
         # Loaders.
+        keep_freed_memory()  # they need as much for each photograph
         epochs = range(done, args.epochs)
         distribute = strategy.distribute_datasets_from_function
         loader = partial(create_loader, args, run_dir)
