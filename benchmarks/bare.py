@@ -191,34 +191,41 @@ def mmdet_step(args: argparse.Namespace, config: Any, choice: str = "as it is") 
     return step
 
 
-def bare_load(args: argparse.Namespace, used: int) -> Callable[[int], object]:
+def bare_load(args: argparse.Namespace, used: int) -> Callable[[int, int], object]:
     """A function that reads, resizes and augments photograph `index` of the `used` ones of an epoch."""
     if args.part == "part2_balanced_data":
         return balanced_load(args, used)
     if args.part == "part7_mmdetection":
         from mmdet.registry import DATASETS
 
-        return DATASETS.build(mmdet_config(args).train_dataloader.dataset).__getitem__
+        dataset = DATASETS.build(mmdet_config(args).train_dataloader.dataset)
+        return lambda epoch, index: dataset[index]
     dataset = torch_data(args).train_dataset
-    return lambda index: dataset[0, index]
+    return lambda epoch, index: dataset[epoch, index]
 
 
-def balanced_load(args: argparse.Namespace, used: int) -> Callable[[int], object]:
+DRAWN_EPOCHS = 100  # of part 2's limit; then it begins with the first one again
+
+
+def balanced_load(args: argparse.Namespace, used: int) -> Callable[[int, int], object]:
     """The same for part 2: photographs drawn as its plan says, with the augmentation of their sources."""
     import cv2
 
     from transform import seed_transform, strong_transform, train_transform, valid_transform
 
     paths, plan = balanced_paths(args)
-    drawn = paths.sample(used, replace=True, weights=paths["source"].map(plan["repeats"]), random_state=args.seed)
+    # In each epoch others: the few of one may be quicker to read than those that the loader draws.
+    weights = paths["source"].map(plan["repeats"])
+    drawn = paths.sample(used * DRAWN_EPOCHS, replace=True, weights=weights, random_state=args.seed)
     images, masks = drawn["images"].tolist(), drawn["masks"].tolist()
     resize, augmentations = valid_transform(args.image_size), {False: train_transform(), True: strong_transform()}
     augment = drawn["source"].map(plan["strong"]).map(augmentations).tolist()
 
-    def load(index: int) -> object:
-        image, mask = cv2.imread(images[index], cv2.IMREAD_COLOR_RGB), cv2.imread(masks[index], cv2.IMREAD_GRAYSCALE)
+    def load(epoch: int, index: int) -> object:
+        draw = epoch % DRAWN_EPOCHS * used + index
+        image, mask = cv2.imread(images[draw], cv2.IMREAD_COLOR_RGB), cv2.imread(masks[draw], cv2.IMREAD_GRAYSCALE)
         resized = resize(image=image, mask=mask // 255)
-        seed_transform(augment[index], args.seed, 0, index)
-        return augment[index](**resized)
+        seed_transform(augment[draw], args.seed, draw)
+        return augment[draw](**resized)
 
     return load

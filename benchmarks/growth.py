@@ -3,14 +3,13 @@
     .venv-pt/bin/python benchmarks/growth.py
 
 The photographs are links to 192 drawn ones. The run with each number of them starts alone; then they take turns, epoch
-by epoch. Images per second are those of train.py, of training without validation. Then 50 short epochs: the last ones
-of one run take turns with the second to tenth of another one, which is the same but for its age. Needs all environments
+by epoch. Images per second are those of train.py, of training without validation. Then 50 short epochs: the last ten of
+one run take turns with the second to eleventh of another one, which is the same but for its age. Needs all environments
 (make setup).
 """
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from results import SMALL_MASK_RCNN, describe_machine, draw_data, save, session_megabytes, spread
+from results import SMALL_MASK_RCNN, describe_machine, draw_data, save, spread
 from trainings import MEMORY_DISK, Training, go_on_together, start_train
+from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
 ROUNDS, STEPS = 4, 4
-LONG, COMPARED, LONG_STEPS = 50, 9, 1
+LONG, COMPARED, LONG_STEPS = 50, 10, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
@@ -36,17 +36,19 @@ PARTS: dict[str, list[Any]] = {
 def link_photographs(source: Path, data_root: Path, number: int) -> None:
     """A prepared data_root with `number` photographs for training and a fifth of that for validation.
 
-    Copies of a photograph follow each other. So those that part 7 uses, evenly spread, are the same with each number.
+    They are as often in it as there are links to their folder, each time with another path. Copies of a photograph
+    follow each other. So those that part 7 uses, evenly spread, are the same with each number.
     """
     for side, wanted in [("train", number), ("valid", number // 5)]:
         table = pd.read_csv(source / "csv_file" / f"{side}.csv", dtype=str, keep_default_na=False)
         copies = table.iloc[np.arange(wanted) * len(table) // wanted].reset_index(drop=True)
+        link = copies.groupby("images").cumcount().astype(str)
         for column in ("images", "masks"):
-            new = [f"{side}/{column}/0/{i:06d}.png" for i in range(wanted)]
-            (data_root / new[0]).parent.mkdir(parents=True)
-            for old, path in zip(copies[column], new, strict=True):
-                os.link(source / old, data_root / path)
-            copies[column] = new
+            folder = data_root / side / column
+            folder.mkdir(parents=True)
+            for name in link.unique():
+                (folder / name).symlink_to(source / side / column)
+            copies[column] = f"{side}/{column}/" + link + copies[column].str.removeprefix(f"{side}/{column}")
         (data_root / "csv_file").mkdir(exist_ok=True)
         copies["source"] = "0"
         copies.to_csv(data_root / "csv_file" / f"{side}.csv", index=False)
@@ -88,7 +90,7 @@ def measure_numbers() -> None:
     for part in PARTS:
         source = draw_data(part)
         with (
-            tempfile.TemporaryDirectory(dir=source.parent) as data,  # on the same disk, for the links
+            tempfile.TemporaryDirectory() as data,
             tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder,
         ):
             runs, seconds = [], []
@@ -137,7 +139,7 @@ def measure_epochs() -> None:
             megabytes = [session_megabytes(old.process.pid)]
             old.go_on(LONG - COMPARED - 10)
             megabytes.append(session_megabytes(old.process.pid))
-            # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
+            # 2 with 41, 3 with 42, ...: every fifth one also draws predictions.
             turns = np.array([young.go_on() + old.go_on() for _ in range(COMPARED)])
             young.end()
             old.end()

@@ -11,16 +11,11 @@ small sources are augmented more, and one for part 7. Part 6 has part 3's loader
 """
 
 import argparse
-import functools
 import itertools
 import multiprocessing
-import os
-import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,10 +42,10 @@ from results import (
     multiplies_bf16,
     python_of,
     save,
-    session_megabytes,
     spread,
 )
 from turns import Measurer, answer
+from usage import cpu_seconds, peak_memory
 
 ADAMW = ["--optimizer", "adamw"]
 CONFIG = ["--config", SMALL_MASK_RCNN]
@@ -78,7 +73,7 @@ VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
 IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
-SECONDS, PASSES = 30, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 24, 3  # of a loader and its limit in turns, and how many passes at least
 IN_BRIEF, BRIEF_SECONDS = {"--cache", "part4_kornia", "part5_dali"}, 6  # not compared, or far from the limit
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
@@ -93,48 +88,33 @@ Batches = Iterator[Any]
 # --- what is measured, in the process of one loader ------------------------------------------
 
 
-def cpu_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+def bare_pass(load: Callable[[int, int], object], epoch: int) -> float:
+    """Load and augment an epoch's photographs in as many processes as there are cores, drop them.
 
+    Returns:
+        Images per second, until the first process has no more to do.
+    """
+    each = BATCHES * BATCH_SIZE // CORES
+    ready = multiprocessing.Barrier(CORES, timeout=60)
+    times = np.frombuffer(multiprocessing.RawArray("d", CORES * (each + 1))).reshape(CORES, -1)  # all see the same
 
-def peak_memory(one_pass: Callable[[], object]) -> float:
-    """The most MB during a pass, of this process and those that it has started."""
-    found, done = [], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            found.append(session_megabytes(os.getsid(0)))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    one_pass()
-    done.set()
-    watcher.join()
-    return max(found)
-
-
-def bare_pass(load: Callable[[int], object]) -> float:
-    """Load and augment all photographs in as many processes as there are cores, drop them: images per second."""
-    ready, speeds = multiprocessing.Barrier(CORES, timeout=60), multiprocessing.Array("d", CORES)
-
-    def work(first: int) -> None:
-        load(first)
+    def work(process: int) -> None:
+        load(epoch, process)
         ready.wait()
-        began, mine = time.perf_counter(), range(first, BATCHES * BATCH_SIZE, CORES)
-        for index in mine:
-            load(index)
-        speeds[first] = len(mine) / (time.perf_counter() - began)
+        times[process, 0] = time.perf_counter()
+        for number in range(each):
+            load(epoch, process + number * CORES)
+            times[process, number + 1] = time.perf_counter()
 
-    processes = [multiprocessing.Process(target=work, args=(first,)) for first in range(CORES)]
+    processes = [multiprocessing.Process(target=work, args=(process,)) for process in range(CORES)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
         raise SystemExit("a process of the limit has failed")
-    return sum(speeds)
+    began, ended = times[:, 0].max(), times[:, -1].min()
+    return np.count_nonzero((times > began) & (times <= ended)) / (ended - began)
 
 
 def tensorflow_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:
@@ -187,7 +167,11 @@ def answer_questions(part: str, flags: list[str]) -> None:
     is_bare = flags[0] == "bare"
     args = parse_flags(part, flags[is_bare:])
     if is_bare:
-        one_pass: Callable[[], float] = functools.partial(bare_pass, bare_load(args, BATCHES * BATCH_SIZE))
+        load, epochs = bare_load(args, BATCHES * BATCH_SIZE), itertools.count()
+
+        def one_pass() -> float:
+            return bare_pass(load, next(epochs))
+
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
         begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args)
@@ -199,8 +183,8 @@ def answer_questions(part: str, flags: list[str]) -> None:
 
     def speed() -> list[float]:
         """Images per second, and CPU seconds for each."""
-        began = cpu_seconds() + workers_cpu()
-        return [one_pass(), (cpu_seconds() + workers_cpu() - began) / BATCHES / BATCH_SIZE]
+        began = cpu_seconds()
+        return [one_pass(), (cpu_seconds() - began) / BATCHES / BATCH_SIZE]
 
     questions: dict[str, Callable[[], Any]] = {
         "ready": lambda: True,
@@ -210,15 +194,6 @@ def answer_questions(part: str, flags: list[str]) -> None:
     if not is_bare:
         questions["waiting"] = lambda: waiting(begin, make_step())
     answer(lambda question: questions[question]())
-
-
-def workers_cpu() -> float:
-    """CPU seconds of the processes that this one has not waited for yet: a DataLoader's live on."""
-    ticks = 0
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:

@@ -1,16 +1,17 @@
-"""Two processes on two cores, against one: what is gained, and what gets in the way.
+"""A network on each of two cores, against one network on one core: what is gained, and what gets in the way.
 
     .venv-pt/bin/python benchmarks/processes.py
 
-Each operation calculates with one thread. "One" has one process. "Two" is --device cpu cpu with the same batch for
-each: two processes in part 3, and in part 1 two replicas of the network in one process, as MirroredStrategy has them.
-"Apart" is two runs of one process at the same time, which do not know of each other: what it is slower by than twice
-one is lost to memory and to loaders that share the cores with the networks; what "two" is slower by than that is lost
-to the exchange of gradients. The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second
-are those of train.py, of training without validation. Needs all environments (make setup).
+"One" is a run that may use one core only, for its loader as well. "Two" is --device cpu cpu on two cores, with the same
+batch for each: two processes in part 3, and in part 1 two replicas of the network in one process, as MirroredStrategy
+has them. "Apart" is two runs at the same time that know nothing of each other, each on a core of its own: what it is
+slower by than twice one is lost to the memory that the cores share; what "two" is slower by than that is lost to the
+exchange of gradients. The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second are
+those of train.py, of training without validation. Needs all environments (make setup), and two cores.
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -26,10 +27,14 @@ PARTS = ["part1_tensorflow", "part3_lightning"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
-def start(part: str, processes: int, work_dir: Path) -> Training:
-    """A run with so many processes."""
-    devices = ["--device", *["cpu"] * processes, "--batch_size", processes * BATCH_SIZE]
-    return start_train(part, work_dir, "--data_root", draw_data(part), *SMALL, *LENGTH, *devices, **ONE_THREAD)
+def start(part: str, cores: set[int], work_dir: Path) -> Training:
+    """A run with a network for each of these cores."""
+    devices = ["--device", *["cpu"] * len(cores), "--batch_size", len(cores) * BATCH_SIZE]
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # the run inherits it
+    run = start_train(part, work_dir, "--data_root", draw_data(part), *SMALL, *LENGTH, *devices, **ONE_THREAD)
+    os.sched_setaffinity(0, all_cores)
+    return run
 
 
 def last_speed(run: Training) -> float:
@@ -41,7 +46,9 @@ def measure(part: str) -> dict[str, list[float]]:
     """Images per second of "one", "apart" and "two", in each round."""
     speeds: dict[str, list[float]] = {"one": [], "apart": [], "two": []}
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        runs = [start(part, processes, Path(folder) / f"{number}") for number, processes in enumerate([1, 1, 2])]
+        first, second, *_ = sorted(os.sched_getaffinity(0))
+        cores = {"one": {first}, "another": {second}, "two": {first, second}}
+        runs = [start(part, its, Path(folder) / name) for name, its in cores.items()]
         one, another, two = runs
         go_on_together(runs)  # the first epoch does not count
         for _ in range(ROUNDS):
@@ -68,8 +75,8 @@ def main() -> None:
             rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
             bars[f"{part}, {name}"] = speeds
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, one thread an operation, float32."
-    columns = ["part", "processes", "images/s, median (range)", "of twice one, median (range)"]
+    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32."
+    columns = ["part", "networks", "images/s, median (range)", "of twice one, median (range)"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

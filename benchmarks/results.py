@@ -99,22 +99,6 @@ def draw_data(part: str, images: int = 240) -> Path:
     return data_root
 
 
-def session_megabytes(session: int) -> float:
-    """MB of all processes of a session: what they share counts once; of files (libraries), what the largest has."""
-    own, libraries = 0, 0
-    for folder in Path("/proc").iterdir():
-        try:
-            if not folder.name.isdigit() or os.getsid(int(folder.name)) != session:
-                continue
-            about = (folder / "smaps_rollup").read_text() + (folder / "status").read_text()
-        except OSError:  # it has just ended
-            continue
-        kilobytes = dict(re.findall(r"^(Pss_Anon|Pss_Shmem|RssFile):\s+(\d+)", about, re.MULTILINE))
-        own += int(kilobytes.get("Pss_Anon", 0)) + int(kilobytes.get("Pss_Shmem", 0))
-        libraries = max(libraries, int(kilobytes.get("RssFile", 0)))
-    return (own + libraries) / 1024
-
-
 # --- where figures go ----------------------------------------------------------------------------
 
 

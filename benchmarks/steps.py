@@ -34,13 +34,15 @@ from results import (
 from trainings import MEMORY_DISK
 from turns import InTerminal
 
-STEPS, EPOCHS = 8, 6  # the first epoch does not count
+STEPS, EPOCHS = 8, 5  # the first epoch does not count
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
     "part1_tensorflow": ["--encoder", "resnet18", "--optimizer", "adamw", *HALF],
+    "part2_balanced_data": ["--encoder", "resnet18", "--optimizer", "adamw", *HALF],
     "part3_lightning": ["--encoder", "resnet18", *HALF],
     "part4_kornia": ["--encoder", "resnet18", *HALF],
+    "part5_dali": ["--encoder", "resnet18", *HALF],
     "part6_segformer": HALF,
     "part7_mmdetection": ["--encoder", "resnet18", "--config", SMALL_MASK_RCNN],
 }

@@ -1,12 +1,14 @@
 """Whole trainings: train.py in each precision, and beside it what one would write without this project.
 
     .venv-pt/bin/python benchmarks/training.py
+    .venv-pt/bin/python benchmarks/training.py --long
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
 same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
 is that of neighbours; those of part 1 train one after the other. Seconds are those of an epoch, with validation and
 saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP) is the best of
-all epochs. On a GPU the networks, photographs and batches are larger, and float16, --compile, and part 4, which
+all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and with half the bits. On a
+GPU there is only one length, the networks and photographs are larger, and float16, --compile, and part 4, which
 augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
 (benchmarks/requirements.txt).
 """
@@ -32,11 +34,27 @@ from results import (
 )
 from trainings import MEMORY_DISK, Training, start_train
 
-EPOCHS = 4
-SIZE = ["--image_size", 384, "--batch_size", 16] if ON_GPU else ["--image_size", 96, "--batch_size", 4]
-IMAGES = 1000 if ON_GPU else 100
+
+class Length(NamedTuple):
+    """Of a training."""
+
+    epochs: int
+    images: int  # a fifth of them for validation
+    image_size: int
+    batch_size: int
+
+    def flags(self) -> list[Any]:
+        """Those of train.py, and of the peers."""
+        size = ["--image_size", self.image_size, "--batch_size", self.batch_size]
+        return [*size, "--epochs", self.epochs, "--learning_rate", 2e-3]
+
+
+LENGTHS = {  # by the table that they belong to
+    "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
+    "reached": Length(epochs=20, images=240, image_size=96, batch_size=8),
+    "gpu": Length(epochs=10, images=1000, image_size=384, batch_size=16),
+}
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
-COMMON = [*SIZE, "--epochs", EPOCHS, "--learning_rate", 2e-3]
 BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16() else {}
 FP16 = {"float16": ["--mixed_precision", "fp16"]} if ON_GPU else {}
 FP32 = {"float32": ["--mixed_precision", "False"]}
@@ -89,74 +107,83 @@ class Result(NamedTuple):
     reached: list[float]  # IoU, or segm mAP
 
 
-def start_peer(part: str, data_root: Path, work_dir: Path) -> Training:
+def start_peer(part: str, length: Length, work_dir: Path) -> Training:
     """What the part is compared with."""
     encoder = [] if part == "part6_segformer" else ["--encoder", PARTS[part].flags[1]]
-    words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--data_root", data_root]
-    return Training([*words, "--work_dir", work_dir, "--workers", 2, *COMMON, *encoder], work_dir / "peer.csv")
+    words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--work_dir", work_dir]
+    data = ["--data_root", draw_data(part, images=length.images), "--workers", 2]
+    return Training([*words, *data, *length.flags(), *encoder], work_dir / "peer.csv")
 
 
-def start_ours(part: str, flags: list[Any], data_root: Path, work_dir: Path) -> Training:
+def start_ours(part: str, flags: list[Any], length: Length, work_dir: Path) -> Training:
     """train.py of a part."""
-    return start_train(part, work_dir, "--data_root", data_root, "--workers", 2, *COMMON, *PARTS[part].flags, *flags)
+    data = ["--data_root", draw_data(part, images=length.images), "--workers", 2]
+    return start_train(part, work_dir, *data, *length.flags(), *PARTS[part].flags, *flags)
 
 
-def measure(part: str, starts: dict[str, Callable[[Path], Training]]) -> dict[str, Result]:
-    """Let them train."""
+def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[str, Result]:
+    """Let the peer train, and the part, with each of these choices."""
+    starts: dict[str, Callable[[Path], Training]] = {}
+    if PARTS[part].peer:
+        starts[PARTS[part].title] = functools.partial(start_peer, part, length)
+    for name, flags in choices.items():
+        starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, length)
     runs, seconds = [], []
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for number, start in enumerate(starts.values()):
             runs.append(start(Path(folder) / f"{number}"))
             if part in ONE_BY_ONE:
-                seconds.append(runs[-1].go_on(EPOCHS, look=True)[1:])
+                seconds.append(runs[-1].go_on(length.epochs, look=True)[1:])
                 runs[-1].end()
             else:
                 runs[-1].go_on(look=True)
         if part not in ONE_BY_ONE:
-            rounds = [[run.go_on(look=True)[0] for run in runs] for _ in range(EPOCHS - 1)]
+            rounds = [[run.go_on(look=True)[0] for run in runs] for _ in range(length.epochs - 1)]
             seconds = np.transpose(rounds).tolist()
+            for run in runs:
+                run.end()
         score = "segm_mAP" if part == "part7_mmdetection" else "val_iou"
-        for run in runs:
-            run.end()
         return {
             name: Result(its, run.megabytes, run.gpu_megabytes, run.metrics()[score].tolist())
             for name, run, its in zip(starts, runs, seconds, strict=True)
         }
 
 
+def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
+    """What the table says of a training, beside its name; it is compared with the first one of its part."""
+    faster = spread(np.divide(first.epoch_seconds, result.epoch_seconds), ".2f") if result is not first else "1"
+    cells = [spread(result.epoch_seconds, ".1f"), faster, f"{result.megabytes:,.0f}"]
+    if ON_GPU:
+        cells.append(f"{result.gpu_megabytes:,.0f}")
+    return [*cells, f"{max(result.reached):.3f}"] if shows_reached else cells
+
+
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="20 epochs, not 4, and what they reach; half an hour")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only, and print them"
     )
     args = parser.parse_args()
+    table = "gpu" if ON_GPU else "reached" if args.long else "training"
+    length, is_short = LENGTHS[table], table == "training"
     rows, bars, figures = [], {}, {}
     for part in args.parts:
-        data_root = draw_data(part, images=IMAGES)
-        starts = {PARTS[part].title: functools.partial(start_peer, part, data_root)} if PARTS[part].peer else {}
-        for name, flags in PARTS[part].choices.items():
-            starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, data_root)
-        results = measure(part, starts)
-        first: Result | None = None
+        results = measure(part, length, FP32 if is_short and PARTS[part].peer else PARTS[part].choices)
         for name, result in results.items():
-            first = first or result
             figures[f"{part}, {name}"] = result._asdict()
-            memory = [f"{result.megabytes:,.0f}", *([f"{result.gpu_megabytes:,.0f}"] if ON_GPU else [])]
-            faster = spread(np.divide(first.epoch_seconds, result.epoch_seconds), ".2f") if result is not first else "1"
-            cells = [spread(result.epoch_seconds, ".1f"), faster]
-            rows.append([part, name, *cells, *memory, f"{max(result.reached):.3f}"])
+            rows.append([part, name, *cells_of(result, next(iter(results.values())), not is_short)])
             bars[f"{part}, {name}"] = result.epoch_seconds
             print(" | ".join(rows[-1]), flush=True)
     if args.parts == list(PARTS):
         networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
-        photographs = f"{IMAGES * 4 // 5} photographs for training and {IMAGES // 5} for validation"
-        regime = f"{networks}; {photographs}; {SIZE[1]} pixels, batch {SIZE[3]}, {EPOCHS} epochs."
-        memory = ["MB", *(["MB on the GPU"] if ON_GPU else [])]
-        columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", *memory]
-        columns += ["IoU, part 7: segm mAP"]
-        name = "gpu" if ON_GPU else "training"
-        save(name, describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)
+        photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
+        size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
+        columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
+        columns += [*(["MB on the GPU"] if ON_GPU else []), *([] if is_short else ["IoU, part 7: segm mAP"])]
+        machine = describe_machine("torch", "tensorflow")
+        save(table, machine, f"{networks}; {photographs}; {size}.", columns, rows, bars, "s an epoch", figures)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from results import ON_GPU, ROOT, ask_gpu, python_of, session_megabytes
+from results import ON_GPU, ROOT, ask_gpu, python_of
 from turns import InTerminal
+from usage import session_megabytes
 
 LOOK_EVERY = 0.5  # seconds from one look at the memory to the next
 # Where they can, they write their checkpoints to memory, because what a disk does, it does later.

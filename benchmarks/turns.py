@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that atexit ends what was started
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that atexit ends what was started
 
 
 class InTurns:
