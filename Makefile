@@ -86,7 +86,7 @@ check-python:
 	"not Python 3.11, the last that tensorflow-addons is made for: install it, on Debian and Ubuntu as python3.11" \
 	"and python3.11-venv, or say where it is: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 
-.venv-uv/bin/uv: check-python
+.venv-uv/bin/uv: | check-python
 	@echo "fetching uv, which installs the packages: 25 MB into .venv-uv"
 	@$(PYTHON) -m venv .venv-uv
 	@.venv-uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8

@@ -34,6 +34,8 @@ def parse_flags(part: str, flags: list[Any], keep_freed_memory: bool = True) -> 
         train.keep_freed_memory()
     args = train.parse_args()
     args.part = part
+    if part in TF_PARTS:
+        train.create_strategy(args)  # while it still can be set that TensorFlow does not take all memory of a GPU
     args.device = args.device or ["gpu:0" if ON_GPU else "cpu"]
     args.mixed_precision = {"False": "fp32", None: "fp32"}.get(args.mixed_precision, args.mixed_precision)
     return args
@@ -192,7 +194,10 @@ def mmdet_step(args: argparse.Namespace, config: Any, choice: str = "as it is") 
 
 
 def bare_load(args: argparse.Namespace, used: int) -> Callable[[int, int], object]:
-    """A function that reads, resizes and augments photograph `index` of the `used` ones of an epoch."""
+    """A function that reads, resizes and augments photograph `index` of the `used` ones of an epoch.
+
+    In another epoch that photograph looks otherwise, in part 2 it is another one; in part 7 it stays as it is.
+    """
     if args.part == "part2_balanced_data":
         return balanced_load(args, used)
     if args.part == "part7_mmdetection":

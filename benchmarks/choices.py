@@ -2,9 +2,9 @@
 
     .venv-pt/bin/python benchmarks/choices.py
 
-A step is that of bare.py, on batches in memory. "As it is" is what train.py does without further flags. The choices of
-a network take turns, step by step, and a ratio is that of neighbours: so a machine that gets slower meanwhile slows all
-of them. Needs all environments (make setup).
+A step is that of bare.py, on batches in memory. "As it is" is float32 and AdamW, and all else as train.py does it. The
+choices of a network take turns, step by step, and a ratio is that of neighbours: so a machine that gets slower
+meanwhile slows all of them. Needs all environments (make setup).
 """
 
 import argparse
@@ -21,11 +21,11 @@ HALF = ["bf16"] if ON_GPU or multiplies_bf16() else []
 ON_TORCH = ["contiguous", "not fused", *HALF]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 NETWORKS = {  # its part, its flags, what is tried with it
-    "part 1: U-Net, resnet18": ("part1_tensorflow", ["--encoder", "resnet18", "--optimizer", "adamw"], HALF),
-    "parts 3 to 5: U-Net, resnet18": ("part3_lightning", ["--encoder", "resnet18"], [*ON_TORCH, "compile"]),
-    "parts 3 to 5: U-Net, efficientnet-b0": ("part3_lightning", ["--encoder", "efficientnet-b0"], ON_TORCH),
-    "part 6: SegFormer, mit_b0": ("part6_segformer", [], ["channels last", "not fused", *HALF, "compile"]),
-    "part 7: Mask R-CNN, resnet18": (
+    "part 1, U-Net, resnet18": ("part1_tensorflow", ["--encoder", "resnet18", "--optimizer", "adamw"], HALF),
+    "part 3, U-Net, resnet18": ("part3_lightning", ["--encoder", "resnet18"], [*ON_TORCH, "compile"]),
+    "part 3, U-Net, efficientnet-b0": ("part3_lightning", ["--encoder", "efficientnet-b0"], ON_TORCH),
+    "part 6, SegFormer, mit_b0": ("part6_segformer", [], ["channels last", "not fused", *HALF, "compile"]),
+    "part 7, Mask R-CNN, resnet18": (
         "part7_mmdetection",
         ["--encoder", "resnet18", "--config", SMALL_MASK_RCNN],
         ["not fused", "channels last"],
@@ -72,15 +72,17 @@ def main() -> None:
     for name, network in networks.items():
         milliseconds = np.array([network.ask() for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
         network.end()
-        choices = [AS_IT_IS, *NETWORKS[name][2]]
+        part, _, tried = NETWORKS[name]
+        choices = [AS_IT_IS, *tried]
         figures[name] = {choice: milliseconds[:, i].tolist() for i, choice in enumerate(choices)}
         for i, choice in enumerate(choices):
             faster = spread(milliseconds[:, 0] / milliseconds[:, i], ".2f") if i else "1"
-            rows.append([name, choice, f"{np.median(milliseconds[:, i]):.0f}", faster])
+            cells = [choice, f"{np.median(milliseconds[:, i]):.0f}", faster]
+            rows.append([part, name.partition(", ")[2], *cells])
             bars[f"{name}, {choice}"] = milliseconds[:, i]
             print(" | ".join(rows[-1]), flush=True)
-    regime = "128 pixels, batch 8, from scratch, float32 if nothing else is said."
-    columns = ["network", "choice", "ms a step, median", "times as fast, median (range)"]
+    regime = f"128 pixels, batch 8, from scratch, float32 if nothing else is said; {ROUNDS} steps."
+    columns = ["part", "network", "choice", "ms a step, median", "times as fast, median (range)"]
     save("choices", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 
 

@@ -66,7 +66,7 @@ def main() -> None:
             rows.append([name, way, *cells])
             bars[f"{name}, {way}"] = values[:, number, 0]
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"384 pixels, batch 16, from scratch, {'bfloat16' if HALF else 'float32'}, on the CPU."
+    regime = f"384 pixels, batch 16, from scratch, {'bfloat16' if HALF else 'float32'}, on the CPU; {ROUNDS} steps."
     columns = ["network", "freed memory is", "ms a step, median", "times as fast, median (range)"]
     columns += ["page faults a step", "peak, MB"]
     save("freed_memory", describe_machine("torch"), regime, columns, rows, bars, "ms a step", figures)

@@ -2,10 +2,10 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are links to 192 drawn ones. The run with each number of them starts alone; then they take turns, epoch
-by epoch. Images per second are those of train.py, of training without validation. Then 50 short epochs: the last ten of
-one run take turns with the second to eleventh of another one, which is the same but for its age. Needs all environments
-(make setup).
+The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. The run with each number
+of them starts alone; then they take turns, epoch by epoch. Images per second are those of train.py, of training without
+validation. Then 50 short epochs: the last nine of one run take turns with the second to tenth of another one, which is
+the same but for its age. Needs all environments (make setup).
 """
 
 import argparse
@@ -24,8 +24,9 @@ from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
 ROUNDS, STEPS = 4, 4
-LONG, COMPARED, LONG_STEPS = 50, 10, 1
+LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
+SMALL += ["--mixed_precision", "False"]
 PARTS: dict[str, list[Any]] = {
     "part1_tensorflow": [],
     "part3_lightning": [],
@@ -36,8 +37,8 @@ PARTS: dict[str, list[Any]] = {
 def link_photographs(source: Path, data_root: Path, number: int) -> None:
     """A prepared data_root with `number` photographs for training and a fifth of that for validation.
 
-    They are as often in it as there are links to their folder, each time with another path. Copies of a photograph
-    follow each other. So those that part 7 uses, evenly spread, are the same with each number.
+    Each link to the folder of the drawn ones gives all of them another path. The copies of a photograph follow each
+    other. So those that part 7 uses, evenly spread, are the same with each number.
     """
     for side, wanted in [("train", number), ("valid", number // 5)]:
         table = pd.read_csv(source / "csv_file" / f"{side}.csv", dtype=str, keep_default_na=False)
@@ -75,7 +76,7 @@ def copy_annotations(source: Path, data_root: Path, side: str, images: list[str]
 
 
 def start_alone(part: str, data_root: Path, work_dir: Path) -> tuple[Training, float]:
-    """A run that has done its first epoch, and the seconds that it took until it began."""
+    """A run that has done its first epoch, and the seconds from its start to the beginning of that epoch."""
     # The last epoch, which also draws predictions, is not waited for.
     length = ["--epochs", ROUNDS + 2, "--limit_batches", STEPS]
     began = time.perf_counter()
@@ -113,8 +114,8 @@ def measure_numbers() -> None:
             rows.append([part, f"{number:,}", *cells])
             bars[f"{part}, {number:,}"] = run.megabytes
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32, epochs of {STEPS} steps."
-    columns = ["part", "photographs", "most MB", "images/s", "of those with 1,000, median (range)"]
+    regime = f"resnet18, 64 pixels, batch 4, float32; {ROUNDS} epochs of {STEPS} steps."
+    columns = ["part", "photographs", "most MB", "images/s", "beside those with 1,000, median (range)"]
     columns += ["s to the first epoch"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
@@ -139,7 +140,7 @@ def measure_epochs() -> None:
             megabytes = [session_megabytes(old.process.pid)]
             old.go_on(LONG - COMPARED - 10)
             megabytes.append(session_megabytes(old.process.pid))
-            # 2 with 41, 3 with 42, ...: every fifth one also draws predictions.
+            # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
             turns = np.array([young.go_on() + old.go_on() for _ in range(COMPARED)])
             young.end()
             old.end()
@@ -149,7 +150,7 @@ def measure_epochs() -> None:
         rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes)])
         bars[f"{part}, early"], bars[f"{part}, late"] = early, late
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32, {LONG} epochs of {LONG_STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 4, float32; {LONG} epochs, each of {LONG_STEPS} step, validation and saving."
     columns = ["part", f"epochs 2 to {COMPARED + 1}, s", f"epochs {LONG - COMPARED + 1} to {LONG}, s"]
     columns += ["late to early, median (range)", "MB after 10", f"MB after {LONG - COMPARED}"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)

@@ -2,9 +2,9 @@
 
     .venv-pt/bin/python benchmarks/loaders.py
 
-Each loader runs in a process of its own, in its part's environment: some passes over the same photographs, in turns
-with its limit, and then while a network trains. What is counted are augmented batches on the network's device: of
-bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
+Each loader runs in a process of its own, in its part's environment: some passes over the photographs, in turns with its
+limit, and then while a network trains. What is counted are augmented batches, in parts 3 to 5 on the network's device:
+of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
 small sources are augmented more, and one for part 7. Part 6 has part 3's loader. Needs all environments (make setup).
@@ -92,7 +92,7 @@ def bare_pass(load: Callable[[int, int], object], epoch: int) -> float:
     """Load and augment an epoch's photographs in as many processes as there are cores, drop them.
 
     Returns:
-        Images per second, until the first process has no more to do.
+        Images per second, from when the last process has begun until the first one has no more to do.
     """
     each = BATCHES * BATCH_SIZE // CORES
     ready = multiprocessing.Barrier(CORES, timeout=60)
@@ -142,9 +142,11 @@ def torch_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Calla
     def epoch() -> Batches:
         for batch in loader:
             on_device = data.transfer_batch_to_device(batch, device, 0)
-            yield data.on_after_batch_transfer(on_device, 0) if is_part4 else on_device
+            if is_part4:
+                on_device = data.on_after_batch_transfer(on_device, 0)
             if ON_GPU:
                 torch.cuda.synchronize()
+            yield on_device
 
     def make_step() -> Step:
         step = torch_step(args, data, "bf16" if HALF else "as it is")

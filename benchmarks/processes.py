@@ -5,9 +5,10 @@
 "One" is a run that may use one core only, for its loader as well. "Two" is --device cpu cpu on two cores, with the same
 batch for each: two processes in part 3, and in part 1 two replicas of the network in one process, as MirroredStrategy
 has them. "Apart" is two runs at the same time that know nothing of each other, each on a core of its own: what it is
-slower by than twice one is lost to the memory that the cores share; what "two" is slower by than that is lost to the
-exchange of gradients. The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second are
-those of train.py, of training without validation. Needs all environments (make setup), and two cores.
+slower by than twice one is lost to what the cores share, such as memory. What "two" is slower by than that is lost to
+being one run: to the exchange of gradients, to waiting for the slower one, and in part 1 to a loader that both share.
+The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second are those of train.py, of
+training without validation. Needs all environments (make setup), and two cores.
 """
 
 import argparse
@@ -75,8 +76,8 @@ def main() -> None:
             rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
             bars[f"{part}, {name}"] = speeds
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32."
-    columns = ["part", "networks", "images/s, median (range)", "of twice one, median (range)"]
+    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32; {ROUNDS} epochs of {STEPS} steps."
+    columns = ["part", "networks", "images/s, median (range)", "beside twice one, median (range)"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

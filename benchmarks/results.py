@@ -1,7 +1,7 @@
 """What the measurements share: their data, their subprocesses, the machine they belong to, and where figures go.
 
 Each benchmark ends with `save`: it writes NAME.json, draws imgs/NAME.png, and puts the table between the marks of NAME
-in README.md. So no figure there is copied by hand.
+in README.md and in those READMEs of the parts that have such marks. So no figure there is copied by hand.
 """
 
 import importlib.metadata
@@ -105,7 +105,7 @@ def draw_data(part: str, images: int = 240) -> Path:
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [list(columns), ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
 def save(
@@ -128,21 +128,43 @@ def save(
         unit: of `bars`.
         figures: everything that was measured, for the JSON.
     """
-    today = str(date.today())
-    about = {"date": today, "commit": last_commit(), "machine": machine, "regime": regime}
-    about |= {"columns": columns, "rows": rows, "figures": figures}
+    about = {"date": str(date.today()), "commit": last_commit(), "machine": machine, "regime": regime}
+    about |= {"columns": columns, "rows": rows, "unit": unit, "figures": figures}
     (HERE / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
     draw_bars(HERE / "imgs" / f"{name}.png", bars, unit)
-    readme = HERE / "README.md"
-    begin, end = f"<!-- {name}: written by the command above -->", f"<!-- end of {name} -->"
-    text = (
-        f"{begin}\n{machine}; {today}. {regime}\n\n{format_table(columns, rows)}\n\n![{unit}](imgs/{name}.png)\n{end}"
-    )
-    before, _, rest = readme.read_text().partition(begin)
-    _, mark, after = rest.partition(end)
-    if not mark:
-        raise SystemExit(f"{readme} has no marks of {name}, between which its table goes; {name}.json has all figures")
-    readme.write_text(before + text + after)
+    write_tables(name)
+
+
+def write_tables(name: str) -> None:
+    """Put the table of NAME.json, and what it holds for, between the marks of NAME in all READMEs that have them.
+
+    That of a part gets its own rows, if the first column says which part a row is of; else it gets all.
+
+    Raises:
+        SystemExit: benchmarks/README.md has no such marks.
+    """
+    about = json.loads((HERE / f"{name}.json").read_text())
+    columns, rows = about["columns"], about["rows"]
+    regime = f"{about['machine']}; {about['date']}. {about['regime']}\n\n"
+    picture = f"\n![{about['unit']}](imgs/{name}.png)\n"
+    if not replace_between_marks(HERE / "README.md", name, regime + format_table(columns, rows) + picture):
+        raise SystemExit(f"benchmarks/README.md has no marks of {name}, between which its table goes")
+    for readme in sorted(ROOT.glob("part*/README.md")):
+        if columns[0] == "part":
+            its = [row[1:] for row in rows if row[0] == readme.parent.name]
+            replace_between_marks(readme, name, regime + format_table(columns[1:], its) + "\n")
+        else:
+            replace_between_marks(readme, name, regime + format_table(columns, rows) + "\n")
+
+
+def replace_between_marks(file: Path, name: str, text: str) -> bool:
+    """Put `text` between "<!-- NAME: … -->" and "<!-- end of NAME -->"; tell whether the file has these marks."""
+    begin, end = re.escape(f"<!-- {name}: "), re.escape(f"<!-- end of {name} -->")
+    marks = re.compile(rf"({begin}[^\n]*\n).*?({end})", re.DOTALL)
+    replaced, number = marks.subn(lambda found: found[1] + text + found[2], file.read_text())
+    if number:
+        file.write_text(replaced)
+    return number > 0
 
 
 def draw_bars(file: Path, bars: dict[str, Any], unit: str) -> None:

@@ -4,7 +4,8 @@
 
 In one process, train.py takes a step, with its progress bar, metrics and logs, and then the loop of bare.py takes one,
 and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory as a loader
-delivers them. An overhead is that of the medians of an epoch. Needs all environments (make setup).
+delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of an epoch. Needs
+all environments (make setup).
 """
 
 import argparse
@@ -44,7 +45,7 @@ FLAGS: dict[str, list[Any]] = {
     "part4_kornia": ["--encoder", "resnet18", *HALF],
     "part5_dali": ["--encoder", "resnet18", *HALF],
     "part6_segformer": HALF,
-    "part7_mmdetection": ["--encoder", "resnet18", "--config", SMALL_MASK_RCNN],
+    "part7_mmdetection": ["--encoder", "resnet18", "--config", SMALL_MASK_RCNN, "--mixed_precision", "False"],
 }
 
 
@@ -198,7 +199,8 @@ def main() -> None:
         rows.append([part, f"{bare:.0f}", f"{ours:.0f}", spread(overhead, ".1f") + " %"])
         bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = milliseconds[:, 1], milliseconds[:, 0]
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"128 pixels, batch 8, from scratch, {'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)."
+    precision = f"{'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)"
+    regime = f"128 pixels, batch 8, from scratch, {precision}; {EPOCHS - 1} epochs of {STEPS} steps."
     columns = ["part", "bare loop, ms a step", "train.py, ms a step", "overhead, median (range)"]
     save("steps", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 

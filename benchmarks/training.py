@@ -5,11 +5,11 @@
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
 same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
-is that of neighbours; those of part 1 train one after the other. Seconds are those of an epoch, with validation and
-saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP) is the best of
-all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and with half the bits. On a
-GPU there is only one length, the networks and photographs are larger, and float16, --compile, and part 4, which
-augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
+is that of neighbours; those of part 1, and all on a GPU, train one after the other. Seconds are those of an epoch, with
+validation and saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP)
+is the best of all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and in
+bfloat16. On a GPU there is only one length, the networks and photographs are larger, and float16, --compile, and part
+4, which augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
 (benchmarks/requirements.txt).
 """
 
@@ -112,7 +112,9 @@ def start_peer(part: str, length: Length, work_dir: Path) -> Training:
     encoder = [] if part == "part6_segformer" else ["--encoder", PARTS[part].flags[1]]
     words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--work_dir", work_dir]
     data = ["--data_root", draw_data(part, images=length.images), "--workers", 2]
-    return Training([*words, *data, *length.flags(), *encoder], work_dir / "peer.csv")
+    log = work_dir / "peer.csv"
+    # As train.py does it in part 1: TensorFlow takes no more of a GPU's memory than it needs.
+    return Training([*words, *data, *length.flags(), *encoder], log, TF_FORCE_GPU_ALLOW_GROWTH="true")
 
 
 def start_ours(part: str, flags: list[Any], length: Length, work_dir: Path) -> Training:
@@ -128,7 +130,8 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
         starts[PARTS[part].title] = functools.partial(start_peer, part, length)
     for name, flags in choices.items():
         starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, length)
-    runs, seconds = [], []
+    runs: list[Training] = []
+    seconds: list[list[float]] = []
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for number, start in enumerate(starts.values()):
             runs.append(start(Path(folder) / f"{number}"))
@@ -138,8 +141,11 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
             else:
                 runs[-1].go_on(look=True)
         if part not in ONE_BY_ONE:
-            rounds = [[run.go_on(look=True)[0] for run in runs] for _ in range(length.epochs - 1)]
-            seconds = np.transpose(rounds).tolist()
+            seconds = [[] for _ in runs]
+            for _ in range(length.epochs - 1):
+                for run, its in zip(runs, seconds, strict=True):
+                    its += run.go_on()
+                    run.look()
             for run in runs:
                 run.end()
         score = "segm_mAP" if part == "part7_mmdetection" else "val_iou"

@@ -12,7 +12,7 @@ from results import ON_GPU, ROOT, ask_gpu, python_of
 from turns import InTerminal
 from usage import session_megabytes
 
-LOOK_EVERY = 0.5  # seconds from one look at the memory to the next
+LOOK_EVERY = 1  # second from one look at the memory to the next
 # Where they can, they write their checkpoints to memory, because what a disk does, it does later.
 MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 

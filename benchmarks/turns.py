@@ -30,10 +30,14 @@ class InTurns:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Let it go on meanwhile."""
-        os.killpg(self.process.pid, signal.SIGCONT)
-        yield
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        """Let it go on meanwhile, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
         """End it wherever it is, with all that it has started."""

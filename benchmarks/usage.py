@@ -51,7 +51,9 @@ def peak_memory(one_pass: Callable[[], object]) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    one_pass()
-    done.set()
-    watcher.join()
+    try:
+        one_pass()
+    finally:
+        done.set()
+        watcher.join()
     return max(found)

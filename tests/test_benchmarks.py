@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,9 @@ def test_a_peer_trains(part: str, peer: str, data_root: Path, work_dir: Path) ->
         assert log["val_iou"].max() > 0.1
 
 
-@pytest.mark.parametrize("part", ["part1_tensorflow", "part3_lightning", "part7_mmdetection"])
+@pytest.mark.parametrize(
+    "part", ["part1_tensorflow", "part2_balanced_data", "part3_lightning", "part5_dali", "part7_mmdetection"]
+)
 def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Path, work_dir: Path) -> None:
     more = []
     if part == "part7_mmdetection":
@@ -44,6 +47,57 @@ def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Pat
     assert 0.1 < ours / bare < 10
 
 
+LOADERS = """
+import sys
+from turns import Measurer
+
+def start(*bare):
+    return Measurer([sys.argv[1], "loaders.py", "--one", "part2_balanced_data", *bare, *sys.argv[2:]])
+
+limit, loader = start("bare"), start()
+for _ in range(2):
+    for process in (limit, loader):
+        speed, cpu_seconds = process.ask("speed")
+        assert 1 < speed < 10_000 and 1e-4 < cpu_seconds < 1, (speed, cpu_seconds)
+assert 300 < loader.ask("memory") < 5000
+waited = loader.ask("waiting")
+assert 0 <= waited["waiting"] < 1 and waited["training_speed"][0] > 0, waited
+"""
+
+
+def test_a_loader_and_its_limit_are_measured(data_root: Path) -> None:
+    flags = ["--data_root", data_root, *SMALL, "--workers", 2, "--optimizer", "adamw"]
+    words = [python_of("part3_lightning"), "-c", LOADERS, python_of("part2_balanced_data"), *flags]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+
+
+GPU = """
+import sys
+import results
+
+results.ON_GPU = True  # only for what is asked for there: nothing trains here
+from bare import parse_flags
+from training import LENGTHS, PARTS
+
+_, name, data_root = sys.argv
+part = PARTS[name]
+for choice, flags in part.choices.items():
+    args = parse_flags(name, ["--data_root", data_root, *LENGTHS["gpu"].flags(), *part.flags, *flags])
+    print(choice, args.mixed_precision, args.image_size, args.batch_size)
+"""
+
+
+@pytest.mark.parametrize("part", ["part1_tensorflow", "part4_kornia", "part6_segformer"])
+def test_train_takes_the_flags_of_the_table_of_a_gpu(part: str, data_root: Path) -> None:
+    words = [python_of(part), "-c", GPU, part, data_root]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.endswith("384 16")]
+    precisions = {line.split()[-3] for line in lines}
+    assert precisions == ({"fp16"} if part == "part4_kornia" else {"fp32", "bf16", "fp16"}), done.stdout
+
+
 def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
     """The raw photographs of data_root, prepared by another part."""
     data = work_dir.parent / "data"
@@ -54,10 +108,12 @@ def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
 
 def test_tables_are_put_into_the_readme(tmp_path: Path) -> None:
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    readme = tmp_path / "benchmarks" / "README.md"
-    readme.write_text("before\n<!-- steps: written by the command above -->\nold\n<!-- end of steps -->\nafter\n")
+    readme, of_part = (tmp_path / folder / "README.md" for folder in ("benchmarks", "part1_tensorflow"))
+    of_part.parent.mkdir()
+    for file in (readme, of_part):
+        file.write_text("before\n<!-- steps: written by a command -->\nold\n<!-- end of steps -->\nafter\n")
     for speed in (1, 2):
-        rows = [["part 1", f"{speed}"]]
+        rows = [["part1_tensorflow", f"{speed}"], ["part3_lightning", "3"]]
         code = f"""
 from results import save
 save("steps", "a machine", "a regime.", ["part", "speed"], {rows}, {{"part 1": [{speed}, 3]}}, "images/s", [])
@@ -65,8 +121,12 @@ save("steps", "a machine", "a regime.", ["part", "speed"], {rows}, {{"part 1": [
         subprocess.run([python_of("part3_lightning"), "-c", code], cwd=readme.parent, check=True)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert text.count("| part 1 | 2 |") == 1 and "| part 1 | 1 |" not in text
-    assert json.loads((readme.parent / "steps.json").read_text())["rows"] == [["part 1", "2"]]
+    assert text.count("| part1_tensorflow | 2 |\n| part3_lightning | 3 |") == 1 and "| 1 |" not in text
+    assert of_part.read_text() == (
+        f"before\n<!-- steps: written by a command -->\na machine; {date.today()}. a regime.\n\n"
+        "| speed |\n| --- |\n| 2 |\n\n<!-- end of steps -->\nafter\n"
+    )
+    assert json.loads((readme.parent / "steps.json").read_text())["rows"][0] == ["part1_tensorflow", "2"]
     with Image.open(readme.parent / "imgs" / "steps.png") as picture:
         assert picture.width > 100
 
