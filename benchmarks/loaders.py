@@ -73,7 +73,7 @@ VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
 IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
-SECONDS, PASSES = 24, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 20, 3  # of a loader and its limit in turns, and how many passes at least
 IN_BRIEF, BRIEF_SECONDS = {"--cache", "part4_kornia", "part5_dali"}, 6  # not compared, or far from the limit
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.

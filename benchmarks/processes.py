@@ -21,7 +21,7 @@ import numpy as np
 from results import describe_machine, draw_data, save, spread
 from trainings import MEMORY_DISK, Training, go_on_together, start_train
 
-BATCH_SIZE, STEPS, ROUNDS = 8, 8, 3
+BATCH_SIZE, STEPS, ROUNDS = 8, 6, 3
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
 LENGTH = ["--epochs", 2 * ROUNDS + 1, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]
