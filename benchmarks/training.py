@@ -51,7 +51,7 @@ class Length(NamedTuple):
 
 LENGTHS = {  # by the table that they belong to
     "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
-    "reached": Length(epochs=20, images=240, image_size=96, batch_size=8),
+    "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
     "gpu": Length(epochs=10, images=1000, image_size=384, batch_size=16),
 }
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
@@ -167,7 +167,7 @@ def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="20 epochs, not 4, and what they reach; half an hour")
+    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 20 minutes")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only, and print them"
     )
