@@ -167,7 +167,7 @@ def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 20 minutes")
+    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 25 minutes")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only, and print them"
     )
