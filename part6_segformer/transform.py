@@ -5,6 +5,7 @@ https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearni
 """
 
 import os
+import random
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
 
@@ -41,12 +42,12 @@ def train_transform() -> A.Compose:
 def seed_transform(transform: A.Compose, *place: int) -> None:
     """Let what `transform` draws next follow from some numbers, such as seed, epoch and photograph.
 
-    Each of its steps gets a seed of its own. `Compose.set_random_seed` would give all of them the same, and the
-    steps that happen half of the time would happen either all together or not at all.
+    All its steps share two generators, because albumentations uses NumPy's and Python's, and draw one after the other.
+    `Compose.set_random_seed` would give each step its own with the same seed: those that happen half of the time would
+    happen either all together or not at all.
     """
-    seeds = np.random.SeedSequence(place).generate_state(len(transform.transforms))
-    for step, seed in zip(transform.transforms, seeds, strict=True):
-        step.set_random_seed(int(seed))
+    generator = np.random.default_rng(place)
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**32))))
 
 
 def valid_transform(image_size: int) -> A.Compose:

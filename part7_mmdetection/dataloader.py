@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import random
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,17 @@ class DamagedFile(Exception):  # noqa: N818 - it is the file that is bad
     """A photograph that has become unusable, or does not go with its annotations; the message begins with its path."""
 
 
-# What read_annotations has read and no dataset has taken yet, by its file. To read 100,000 photographs' takes seconds.
-annotations_read: dict[str, Any] = {}
+annotations_read: dict[str, Any] = {}  # by read_annotations, of COCO files that a dataset or a metric still needs
 
 
-class KnownCOCO(COCO):
-    """MMDetection's index of a COCO file, which is read only if `read_annotations` has not read it."""
-
-    def __init__(self, annotation_file: str) -> None:
-        content = annotations_read.pop(annotation_file, None)
-        super().__init__(None if content else annotation_file)
-        if content:
-            self.dataset = content
-            self.createIndex()
+def take_annotations(file: str, is_last: bool) -> Any:
+    """The content of a COCO file, which is read again only if `read_annotations` has not: 100,000 photographs' take
+    seconds. `is_last`: nobody else is going to ask for it.
+    """
+    content = annotations_read.get(file) or json.loads(Path(file).read_bytes())
+    if is_last:
+        annotations_read.pop(file, None)
+    return content
 
 
 @DATASETS.register_module()
@@ -53,8 +52,6 @@ class NailDataset(CocoDataset):
     Neither the number of workers nor --resume then changes a batch. Without this class, workers that start anew in each
     epoch would draw the same numbers each time.
     """
-
-    COCOAPI = KnownCOCO
 
     def __init__(self, *args: Any, seed: int, number: int, **kwargs: Any) -> None:
         """`seed`: of the augmentation. `number`: of photographs that are used, evenly spread over all.
@@ -68,17 +65,30 @@ class NailDataset(CocoDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Any:
-        """What MMDetection reads from the annotations, of the photographs that are used."""
-        with quiet(), no_garbage():
-            everything = super().load_data_list()
-        return [everything[index] for index in np.linspace(0, len(everything) - 1, self.number).round().astype(int)]
+        """What MMDetection makes of the annotations of each photograph that is used.
+
+        Its own load_data_list asks pycocotools for each of all photographs, which takes longer than to read the file.
+        """
+        with no_garbage():
+            content = take_annotations(self.ann_file, is_last=not self.test_mode)  # NailCocoMetric needs those, too
+            self.cat_ids = [entry["id"] for entry in content["categories"] if entry["name"] in self.metainfo["classes"]]
+            self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+            of_image = defaultdict(list)
+            for annotation in content["annotations"]:
+                of_image[annotation["image_id"]].append(annotation)
+            photographs = []
+            for index in np.linspace(0, len(content["images"]) - 1, self.number).round().astype(int):
+                image = content["images"][index]
+                about = {"raw_img_info": {**image, "img_id": image["id"]}, "raw_ann_info": of_image[image["id"]]}
+                photographs.append(self.parse_data_info(about))
+            return photographs
 
     def filter_data(self) -> Any:
         """All of them, because photographs without nails teach as well; or what a config's filter_cfg leaves."""
-        filtered = super().filter_data()
-        # Only the filter needs it. Its numbers lie among all that was read, and would keep that from being freed.
-        self.cat_img_map.clear()
-        return filtered
+        if self.filter_cfg:
+            with_nails = [photograph["img_id"] for photograph in self.data_list if photograph["instances"]]
+            self.cat_img_map = dict.fromkeys(self.cat_ids, with_nails)  # MMDetection takes all categories' together
+        return super().filter_data()
 
     def prepare_data(self, idx: int) -> Any:
         """The photograph of this number and its annotations, after the pipeline."""
@@ -115,9 +125,12 @@ class UnionMetric(BaseMetric):
 class NailCocoMetric(CocoMetric):
     """COCO's metrics without the tables that pycocotools prints; 0, and not absent, where nothing is found."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, ann_file: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._coco_api = COCO()
         with quiet(), no_garbage():
-            super().__init__(**settings)
+            self._coco_api.dataset = take_annotations(ann_file, is_last=True)
+            self._coco_api.createIndex()
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """mAP and its kin, over the photographs that were looked at: --limit_batches leaves some out."""
@@ -143,7 +156,7 @@ def read_annotations(data_root: Path, side: str) -> dict[str, Any]:
     )
     try:
         with no_garbage():
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_bytes())
         missing = {
             f"{kind}, id {entry.get('id')}: {key}"
             for kind, keys in COCO_KEYS.items()
