@@ -2,10 +2,10 @@
 
     .venv-pt/bin/python benchmarks/growth.py
 
-The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. The run with each number
-of them starts alone; then they take turns, epoch by epoch. Images per second are those of train.py, of training without
-validation. Then 50 short epochs: the last nine of one run take turns with the second to tenth of another one, which is
-the same but for its age. Needs all environments (make setup).
+The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
+them start one by one, three times; then the last ones take turns, epoch by epoch. Images per second are those of
+train.py, of training without validation. Then 50 short epochs: the last nine of one run take turns with the second to
+tenth of another one, which is the same but for its age. Needs all environments (make setup).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from trainings import MEMORY_DISK, Training, go_on_together, start_train
 from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
-ROUNDS, STEPS = 4, 4
+STARTS, ROUNDS, STEPS = 3, 4, 4
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
@@ -85,6 +85,20 @@ def start_alone(part: str, data_root: Path, work_dir: Path) -> tuple[Training, f
     return run, time.perf_counter() - began - run.metrics()["seconds"].iloc[0]
 
 
+def start_each(part: str, data: Path, work_dir: Path) -> tuple[list[Training], np.ndarray]:
+    """A run with each number of photographs, and the seconds of all starts, (STARTS, numbers)."""
+    runs: list[Training] = []
+    seconds = np.zeros((STARTS, len(NUMBERS)))
+    for start in range(STARTS):
+        for run in runs:
+            run.end()
+        runs = []
+        for column, number in enumerate(NUMBERS):
+            run, seconds[start, column] = start_alone(part, data / f"{number}", work_dir / f"{number}, start {start}")
+            runs.append(run)
+    return runs, seconds
+
+
 def measure_numbers() -> None:
     """A few steps with each number of photographs."""
     rows, bars, figures = [], {}, {}
@@ -94,12 +108,9 @@ def measure_numbers() -> None:
             tempfile.TemporaryDirectory() as data,
             tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder,
         ):
-            runs, seconds = [], []
             for number in NUMBERS:
                 link_photographs(source, Path(data) / f"{number}", number)
-                run, started = start_alone(part, Path(data) / f"{number}", Path(folder) / f"{number}")
-                runs.append(run)
-                seconds.append(started)
+            runs, seconds = start_each(part, Path(data), Path(folder))
             for _ in range(ROUNDS):
                 for run in runs:
                     run.go_on()
@@ -107,16 +118,26 @@ def measure_numbers() -> None:
             for run in runs:
                 run.end()
             speeds = [run.metrics()["images_per_second"].to_numpy()[1:] for run in runs]
-        for number, run, started, speed in zip(NUMBERS, runs, seconds, speeds, strict=True):
-            figures[f"{part}, {number}"] = {"MB": run.megabytes, "started": started, "images/s": speed.tolist()}
-            of_the_least = spread(speed / speeds[0], ".2f") if run is not runs[0] else "1"
-            cells = [f"{run.megabytes:,.0f}", spread(speed, ".1f"), of_the_least, f"{started:.1f}"]
+        for number, run, started, speed in zip(NUMBERS, runs, seconds.T, speeds, strict=True):
+            figures[f"{part}, {number}"] = {
+                "MB": run.megabytes,
+                "started": started.tolist(),
+                "images/s": speed.tolist(),
+            }
+            is_least = run is runs[0]
+            cells = [
+                f"{run.megabytes:,.0f}",
+                spread(speed, ".1f"),
+                "1" if is_least else spread(speed / speeds[0], ".2f"),
+                spread(started, ".1f"),
+                "" if is_least else spread(started - seconds[:, 0], ".1f"),
+            ]
             rows.append([part, f"{number:,}", *cells])
             bars[f"{part}, {number:,}"] = run.megabytes
             print(" | ".join(rows[-1]), flush=True)
     regime = f"resnet18, 64 pixels, batch 4, float32; {ROUNDS} epochs of {STEPS} steps."
     columns = ["part", "photographs", "most MB", "images/s", "beside those with 1,000, median (range)"]
-    columns += ["s to the first epoch"]
+    columns += ["s to the first epoch", "more than with 1,000"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
