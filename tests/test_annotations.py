@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Part
+from conftest import SMALL_MASK_RCNN, Part
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,26 @@ for changed, _ in json.loads(Path(sys.argv[2]).read_text()):
     with contextlib.suppress(SystemExit):
         read_annotations(root, "train")
 """
+
+
+STEPS = "import sys, torch; print(torch.load(sys.argv[1], 'cpu', weights_only=True)['meta']['iter'])"
+
+
+def test_cfg_options_can_leave_out_photographs_without_nails(part: Part, tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 20:50] = 255
+    for index in range(10):
+        make_pair(tmp_path / "raw", f"hand{index}", mask)
+    part.run("data_preparation.py", "--data_root", tmp_path / "nails", "--raw", tmp_path / "raw")
+    file = tmp_path / "nails" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    with_nails = {image["id"] for image in content["images"][:4]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in with_nails]
+    file.write_text(json.dumps(content))
+    args = ["--data_root", tmp_path / "nails", "--work_dir", tmp_path / "runs", *SMALL_MASK_RCNN, "--epochs", 1]
+    part.run("train.py", *args, "--cfg_options", "train_dataloader.dataset.filter_cfg.filter_empty_gt=True")
+    steps = part.run("-c", STEPS, part.run_dir(tmp_path / "runs") / "weights" / "last.pth").stdout
+    assert len(content["images"]) == 8 and int(steps) == 1  # of four photographs
 
 
 def test_what_is_wrong_with_own_annotations_is_told(part: Part, tmp_path: Path) -> None:

@@ -186,25 +186,6 @@ def test_own_annotations_of_several_classes(part: Part, data_root: Path, work_di
     assert "train.json: among its images, an id occurs twice" in done.stderr
 
 
-STEPS = "import sys, torch; print(torch.load(sys.argv[1], 'cpu', weights_only=True)['meta']['iter'])"
-
-
-def test_cfg_options_can_leave_out_photographs_without_nails(
-    part: Part, data_root: Path, work_dir: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "few nails"
-    shutil.copytree(data_root, root)
-    file = root / "annotations" / "train.json"
-    content = json.loads(file.read_text())
-    with_nails = {image["id"] for image in content["images"][:9]}
-    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in with_nails]
-    file.write_text(json.dumps(content))
-    args = ["--data_root", root, "--work_dir", work_dir, *SMALL, "--epochs", 1]
-    part.run("train.py", *args, "--cfg_options", "train_dataloader.dataset.filter_cfg.filter_empty_gt=True")
-    done = part.run("-c", STEPS, part.run_dir(work_dir) / "weights" / "last.pth")
-    assert int(done.stdout) == 2  # of four photographs each
-
-
 def test_what_cfg_options_changed_is_known_to_predict_and_resume(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--limit_batches", 2]
     options = ["--cfg_options", "model.roi_head.mask_head.num_convs=1"]
