@@ -8,13 +8,17 @@ same photographs, as many steps, with the same batch and size. Those of a part t
 is that of neighbours; those of part 1, and all on a GPU, train one after the other. Seconds are those of an epoch, with
 validation and saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP)
 is the best of all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and in
-bfloat16. On a GPU there is only one length, the networks and photographs are larger, and float16, --compile, and part
-4, which augments there, are measured as well; the table is then that of gpu.json. The peer of part 6 needs accelerate
-(benchmarks/requirements.txt).
+bfloat16. The peer of part 6 needs accelerate (benchmarks/requirements.txt).
+
+On a GPU there is only one length, the networks and photographs are larger, and there are no peers: float32 is compared
+with float16, bfloat16 and --compile, and, in parts 4 and 5, the ways to load and augment. Also measured is the share
+of all epochs in which the network waits for its loader, by Lightning's profiler; in the first one it has to wait for
+the processes that load. The table is then that of gpu.json, with the parts that are installed.
 """
 
 import argparse
 import functools
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from results import (
+    CORES,
     ON_GPU,
     SMALL_MASK_RCNN,
+    TF_PARTS,
     describe_machine,
     draw_data,
     multiplies_bf16,
@@ -52,15 +58,16 @@ class Length(NamedTuple):
 LENGTHS = {  # by the table that they belong to
     "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
-    "gpu": Length(epochs=10, images=1000, image_size=384, batch_size=16),
+    "gpu": Length(epochs=5, images=800, image_size=384, batch_size=32),
 }
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
 BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16() else {}
 FP16 = {"float16": ["--mixed_precision", "fp16"]} if ON_GPU else {}
 FP32 = {"float32": ["--mixed_precision", "False"]}
 COMPILE = {"float16, `--compile`": ["--mixed_precision", "fp16", "--compile"]} if ON_GPU else {}
-AUGMENT_ON = ("cpu", "device") if ON_GPU else ()
+AUGMENT_ON, LOADERS = (("cpu", "device"), ("torch", "dali")) if ON_GPU else ((), ())
 AUGMENT = {f"float16, `--augment_on {where}`": [*FP16["float16"], "--augment_on", where] for where in AUGMENT_ON}
+LOAD = {f"float16, `--loader {loader}`": [*FP16["float16"], "--loader", loader] for loader in LOADERS}
 
 
 class Part(NamedTuple):
@@ -82,10 +89,9 @@ PARTS = {
         ["--encoder", ENCODER.replace("-", ""), *SCRATCH, "--optimizer", "adamw"],
         FP32 | BF16 | FP16,
     ),
-    "part3_lightning": Part(
-        "smp_loop.py", "smp's loop, torchvision", [*UNET, "--loss", "dice"], FP32 | BF16 | FP16 | COMPILE
-    ),
+    "part3_lightning": Part("smp_loop.py", "smp's loop, torchvision", [*UNET, "--loss", "dice"], FP32 | BF16 | FP16),
     "part4_kornia": Part("", "", [*UNET, "--loss", "dice"], AUGMENT),
+    "part5_dali": Part("", "", [*UNET, "--loss", "dice"], LOAD),
     "part6_segformer": Part(
         "hf_trainer.py", "Hugging Face Trainer", [*SCRATCH, "--loss", "dice_bce"], FP32 | BF16 | FP16 | COMPILE
     ),
@@ -93,9 +99,15 @@ PARTS = {
         "mmdet_plain.py", "MMDetection's tools/train.py", ["--encoder", "resnet18", *SCRATCH, *MASK_RCNN], FP32 | FP16
     ),
 }
+WORKERS = CORES if ON_GPU else 2
 # After a stop, an epoch of a Keras Sequence takes twice as long: its loader waits with a timeout of 5 seconds. And
 # TensorFlow takes all memory of a GPU.
+ON_LIGHTNING = ["part3_lightning", "part4_kornia", "part5_dali", "part6_segformer"]
 ONE_BY_ONE = list(PARTS) if ON_GPU else ["part1_tensorflow"]
+
+
+# On a GPU, one may have TensorFlow only, or torch.
+INSTALLED = [part for part in PARTS if python_of(part).exists() or not ON_GPU]
 
 
 class Result(NamedTuple):
@@ -105,13 +117,14 @@ class Result(NamedTuple):
     megabytes: float
     gpu_megabytes: float
     reached: list[float]  # IoU, or segm mAP
+    waiting: float | None  # share of the time, in parts 3 to 6 on a GPU
 
 
 def start_peer(part: str, length: Length, work_dir: Path) -> Training:
     """What the part is compared with."""
     encoder = [] if part == "part6_segformer" else ["--encoder", PARTS[part].flags[1]]
     words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--work_dir", work_dir]
-    data = ["--data_root", draw_data(part, images=length.images), "--workers", 2]
+    data = ["--data_root", draw_data(part, images=length.images), "--workers", WORKERS]
     log = work_dir / "peer.csv"
     # As train.py does it in part 1: TensorFlow takes no more of a GPU's memory than it needs.
     return Training([*words, *data, *length.flags(), *encoder], log, TF_FORCE_GPU_ALLOW_GROWTH="true")
@@ -119,14 +132,27 @@ def start_peer(part: str, length: Length, work_dir: Path) -> Training:
 
 def start_ours(part: str, flags: list[Any], length: Length, work_dir: Path) -> Training:
     """train.py of a part."""
-    data = ["--data_root", draw_data(part, images=length.images), "--workers", 2]
-    return start_train(part, work_dir, *data, *length.flags(), *PARTS[part].flags, *flags)
+    data = ["--data_root", draw_data(part, images=length.images), "--workers", WORKERS]
+    profiler = ["--profiler", "simple"] if ON_GPU and part in ON_LIGHTNING else []
+    return start_train(part, work_dir, *data, *length.flags(), *PARTS[part].flags, *flags, *profiler)
+
+
+def share_of_waiting(logs: Path) -> float | None:
+    """How long training waited for its loader, of the time of all epochs; None if no profiler has watched it."""
+    for profile in logs.glob("*profile*"):
+        lines = profile.read_text()
+        waited, total = (
+            float(re.search(rf"{action}\s*\|[^|]*\|[^|]*\|\s*([\d.]+)", lines)[1])
+            for action in (r"\.train_dataloader_next", "run_training_epoch")
+        )
+        return waited / total
+    return None
 
 
 def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[str, Result]:
     """Let the peer train, and the part, with each of these choices."""
     starts: dict[str, Callable[[Path], Training]] = {}
-    if PARTS[part].peer:
+    if PARTS[part].peer and not ON_GPU:
         starts[PARTS[part].title] = functools.partial(start_peer, part, length)
     for name, flags in choices.items():
         starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, length)
@@ -137,7 +163,7 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
             runs.append(start(Path(folder) / f"{number}"))
             if part in ONE_BY_ONE:
                 seconds.append(runs[-1].go_on(length.epochs, look=True)[1:])
-                runs[-1].end()
+                runs[-1].finish()
             else:
                 runs[-1].go_on(look=True)
         if part not in ONE_BY_ONE:
@@ -150,7 +176,9 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
                 run.end()
         score = "segm_mAP" if part == "part7_mmdetection" else "val_iou"
         return {
-            name: Result(its, run.megabytes, run.gpu_megabytes, run.metrics()[score].tolist())
+            name: Result(
+                its, run.megabytes, run.gpu_megabytes, run.metrics()[score].tolist(), share_of_waiting(run.log.parent)
+            )
             for name, run, its in zip(starts, runs, seconds, strict=True)
         }
 
@@ -160,7 +188,8 @@ def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
     faster = spread(np.divide(first.epoch_seconds, result.epoch_seconds), ".2f") if result is not first else "1"
     cells = [spread(result.epoch_seconds, ".1f"), faster, f"{result.megabytes:,.0f}"]
     if ON_GPU:
-        cells.append(f"{result.gpu_megabytes:,.0f}")
+        waiting = "" if result.waiting is None else f"{100 * result.waiting:.1f} %"
+        cells += [f"{result.gpu_megabytes:,.0f}", waiting]
     return [*cells, f"{max(result.reached):.3f}"] if shows_reached else cells
 
 
@@ -169,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 25 minutes")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only, and print them"
+        "--parts", nargs="+", choices=PARTS, default=INSTALLED, help="measure these only, and print them"
     )
     args = parser.parse_args()
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
@@ -182,14 +211,23 @@ def main() -> None:
             rows.append([part, name, *cells_of(result, next(iter(results.values())), not is_short)])
             bars[f"{part}, {name}"] = result.epoch_seconds
             print(" | ".join(rows[-1]), flush=True)
-    if args.parts == list(PARTS):
+    if args.parts == INSTALLED:
         networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
         photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
         size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
         columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
-        columns += [*(["MB on the GPU"] if ON_GPU else []), *([] if is_short else ["IoU, part 7: segm mAP"])]
-        machine = describe_machine("torch", "tensorflow")
-        save(table, machine, f"{networks}; {photographs}; {size}.", columns, rows, bars, "s an epoch", figures)
+        columns += [*(["MB on the GPU", "waiting"] if ON_GPU else []), *([] if is_short else ["IoU, part 7: segm mAP"])]
+        packages = {"tensorflow" if part in TF_PARTS else "torch" for part in args.parts}
+        save(
+            table,
+            describe_machine(*sorted(packages, reverse=True)),
+            f"{networks}; {photographs}; {size}.",
+            columns,
+            rows,
+            bars,
+            "s an epoch",
+            figures,
+        )
 
 
 if __name__ == "__main__":

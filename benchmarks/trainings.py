@@ -56,6 +56,12 @@ class Training(InTerminal):
                     looked = time.perf_counter()
         return seconds
 
+    def finish(self) -> None:
+        """Let it do what it does after its last epoch, such as writing what its profiler has seen."""
+        with self.turn():
+            self.process.wait()
+        self.end()
+
     def look(self) -> None:
         """See how much memory it has now, with all its processes."""
         self.megabytes = max(self.megabytes, session_megabytes(self.process.pid))
