@@ -32,7 +32,7 @@ NETWORKS = {  # its part, its flags, what is tried with it
     ),
 }
 AS_IT_IS = "as it is"
-WARM_UP, ROUNDS = 1, 5  # after a first one, in which they all start
+WARM_UP, ROUNDS = 1, 4  # after a first one, in which they all start
 
 
 def answer_with_steps(part: str, flags: list[str], choices: list[str]) -> None:

@@ -3,9 +3,10 @@
     .venv-pt/bin/python benchmarks/growth.py
 
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
-them start one by one, three times; then the last ones take turns, epoch by epoch. Images per second are those of
-train.py, of training without validation. Then 50 short epochs: the last nine of one run take turns with the second to
-tenth of another one, which is the same but for its age. Needs all environments (make setup).
+them start one by one, those with the least and the most three times; then the last ones take turns, epoch by epoch.
+Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
+take turns with the second to tenth of another one, which is the same but for its age. Needs all environments (make
+setup).
 """
 
 import argparse
@@ -85,18 +86,17 @@ def start_alone(part: str, data_root: Path, work_dir: Path) -> tuple[Training, f
     return run, time.perf_counter() - began - run.metrics()["seconds"].iloc[0]
 
 
-def start_each(part: str, data: Path, work_dir: Path) -> tuple[list[Training], np.ndarray]:
-    """A run with each number of photographs, and the seconds of all starts, (STARTS, numbers)."""
-    runs: list[Training] = []
-    seconds = np.zeros((STARTS, len(NUMBERS)))
+def start_each(part: str, data: Path, work_dir: Path) -> tuple[dict[int, Training], dict[int, list[float]]]:
+    """For each number of photographs the last run, and the seconds of its starts."""
+    runs: dict[int, Training] = {}
+    seconds: dict[int, list[float]] = {number: [] for number in NUMBERS}
     for start in range(STARTS):
-        for run in runs:
+        for run in runs.values():
             run.end()
-        runs = []
-        for column, number in enumerate(NUMBERS):
-            run, seconds[start, column] = start_alone(part, data / f"{number}", work_dir / f"{number}, start {start}")
-            runs.append(run)
-    return runs, seconds
+        for number in NUMBERS if start == STARTS - 1 else [NUMBERS[0], NUMBERS[-1]]:
+            runs[number], took = start_alone(part, data / f"{number}", work_dir / f"{number}, start {start}")
+            seconds[number].append(took)
+    return {number: runs[number] for number in NUMBERS}, seconds
 
 
 def measure_numbers() -> None:
@@ -112,25 +112,23 @@ def measure_numbers() -> None:
                 link_photographs(source, Path(data) / f"{number}", number)
             runs, seconds = start_each(part, Path(data), Path(folder))
             for _ in range(ROUNDS):
-                for run in runs:
+                for run in runs.values():
                     run.go_on()
                     run.look()
-            for run in runs:
+            for run in runs.values():
                 run.end()
-            speeds = [run.metrics()["images_per_second"].to_numpy()[1:] for run in runs]
-        for number, run, started, speed in zip(NUMBERS, runs, seconds.T, speeds, strict=True):
-            figures[f"{part}, {number}"] = {
-                "MB": run.megabytes,
-                "started": started.tolist(),
-                "images/s": speed.tolist(),
-            }
-            is_least = run is runs[0]
+            speeds = {number: run.metrics()["images_per_second"].to_numpy()[1:] for number, run in runs.items()}
+        for number, run in runs.items():
+            speed, started = speeds[number], seconds[number]
+            figures[f"{part}, {number}"] = {"MB": run.megabytes, "started": started, "images/s": speed.tolist()}
+            is_least = number == NUMBERS[0]
+            later = np.subtract(started, seconds[NUMBERS[0]][-len(started) :])
             cells = [
                 f"{run.megabytes:,.0f}",
                 spread(speed, ".1f"),
-                "1" if is_least else spread(speed / speeds[0], ".2f"),
+                "1" if is_least else spread(speed / speeds[NUMBERS[0]], ".2f"),
                 spread(started, ".1f"),
-                "" if is_least else spread(started - seconds[:, 0], ".1f"),
+                "" if is_least else spread(later, ".1f"),
             ]
             rows.append([part, f"{number:,}", *cells])
             bars[f"{part}, {number:,}"] = run.megabytes

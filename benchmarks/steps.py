@@ -35,7 +35,7 @@ from results import (
 from trainings import MEMORY_DISK
 from turns import InTerminal
 
-STEPS, EPOCHS = 8, 6  # the first epoch does not count
+STEPS, EPOCHS = 8, 5  # the first epoch does not count
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {

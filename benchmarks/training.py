@@ -58,7 +58,7 @@ class Length(NamedTuple):
 LENGTHS = {  # by the table that they belong to
     "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
-    "gpu": Length(epochs=5, images=800, image_size=384, batch_size=32),
+    "gpu": Length(epochs=5, images=800, image_size=384, batch_size=32),  # too short for an IoU
 }
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
 BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16() else {}
@@ -202,13 +202,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
-    length, is_short = LENGTHS[table], table == "training"
+    length, shows_reached = LENGTHS[table], table == "reached"
     rows, bars, figures = [], {}, {}
     for part in args.parts:
-        results = measure(part, length, FP32 if is_short and PARTS[part].peer else PARTS[part].choices)
+        results = measure(part, length, FP32 if table == "training" and PARTS[part].peer else PARTS[part].choices)
         for name, result in results.items():
             figures[f"{part}, {name}"] = result._asdict()
-            rows.append([part, name, *cells_of(result, next(iter(results.values())), not is_short)])
+            rows.append([part, name, *cells_of(result, next(iter(results.values())), shows_reached)])
             bars[f"{part}, {name}"] = result.epoch_seconds
             print(" | ".join(rows[-1]), flush=True)
     if args.parts == INSTALLED:
@@ -216,7 +216,10 @@ def main() -> None:
         photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
         size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
         columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
-        columns += [*(["MB on the GPU", "waiting"] if ON_GPU else []), *([] if is_short else ["IoU, part 7: segm mAP"])]
+        columns += [
+            *(["MB on the GPU", "waiting"] if ON_GPU else []),
+            *(["IoU, part 7: segm mAP"] if shows_reached else []),
+        ]
         packages = {"tensorflow" if part in TF_PARTS else "torch" for part in args.parts}
         save(
             table,

@@ -150,7 +150,9 @@ class PredictionGrid(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not is_due:
             return
         normalize = Normalize().to(pl_module.device)
-        preds = to_labels(pl_module(normalize(torch.from_numpy(self.images).to(pl_module.device)))).cpu().numpy()
+        with trainer.precision_plugin.forward_context():  # as in training, whose kernels are loaded already
+            logits = pl_module(normalize(torch.from_numpy(self.images).to(pl_module.device)))
+        preds = to_labels(logits).cpu().numpy()
         columns = [
             np.vstack([image, overlay(image, mask), overlay(image, pred)])
             for image, mask, pred in zip(self.images, self.masks, preds, strict=True)
@@ -158,7 +160,7 @@ class PredictionGrid(Callback):
         grid = np.hstack(columns)
         file = self.run_dir / "predictions" / "validation.png"
         file.parent.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(file)
+        Image.fromarray(grid).save(file, compress_level=1)  # by default it takes a second
         title = "photograph, truth, prediction"
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -7,6 +7,7 @@ this file before anything of mmcv or mmdet; where a full mmcv is installed, it d
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import types
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from typing import Any, NoReturn
 import torch
 import torchvision
 from torch import Tensor
+
+# mmdet imports albumentations where it is installed, and that asks the network for its newest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
