@@ -88,14 +88,14 @@ for choice, flags in part.choices.items():
 """
 
 
-@pytest.mark.parametrize("part", ["part1_tensorflow", "part4_kornia", "part6_segformer"])
+@pytest.mark.parametrize("part", ["part1_tensorflow", "part4_kornia", "part5_dali", "part6_segformer"])
 def test_train_takes_the_flags_of_the_table_of_a_gpu(part: str, data_root: Path) -> None:
     words = [python_of(part), "-c", GPU, part, data_root]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.endswith("384 16")]
+    lines = [line for line in done.stdout.splitlines() if line.endswith("384 32")]
     precisions = {line.split()[-3] for line in lines}
-    assert precisions == ({"fp16"} if part == "part4_kornia" else {"fp32", "bf16", "fp16"}), done.stdout
+    assert precisions == ({"fp16"} if part in ("part4_kornia", "part5_dali") else {"fp32", "bf16", "fp16"}), done.stdout
 
 
 def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
