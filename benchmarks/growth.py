@@ -93,6 +93,7 @@ def start_each(part: str, data: Path, work_dir: Path) -> tuple[dict[int, Trainin
     for start in range(STARTS):
         for run in runs.values():
             run.end()
+        # What is between the least and the most starts only the last time: each start takes ten seconds.
         for number in NUMBERS if start == STARTS - 1 else [NUMBERS[0], NUMBERS[-1]]:
             runs[number], took = start_alone(part, data / f"{number}", work_dir / f"{number}, start {start}")
             seconds[number].append(took)

@@ -100,13 +100,11 @@ PARTS = {
     ),
 }
 WORKERS = CORES if ON_GPU else 2
-# After a stop, an epoch of a Keras Sequence takes twice as long: its loader waits with a timeout of 5 seconds. And
-# TensorFlow takes all memory of a GPU.
 ON_LIGHTNING = ["part3_lightning", "part4_kornia", "part5_dali", "part6_segformer"]
+# After a stop, an epoch of a Keras Sequence takes twice as long: its loader waits with a timeout of 5 seconds. And on a
+# GPU, what is used of its memory would be that of all.
 ONE_BY_ONE = list(PARTS) if ON_GPU else ["part1_tensorflow"]
-
-
-# On a GPU, one may have TensorFlow only, or torch.
+# Where there is a GPU, one may have TensorFlow only, or torch.
 INSTALLED = [part for part in PARTS if python_of(part).exists() or not ON_GPU]
 
 
@@ -126,8 +124,7 @@ def start_peer(part: str, length: Length, work_dir: Path) -> Training:
     words = [python_of(part), Path(__file__).parent / "peers" / PARTS[part].peer, "--work_dir", work_dir]
     data = ["--data_root", draw_data(part, images=length.images), "--workers", WORKERS]
     log = work_dir / "peer.csv"
-    # As train.py does it in part 1: TensorFlow takes no more of a GPU's memory than it needs.
-    return Training([*words, *data, *length.flags(), *encoder], log, TF_FORCE_GPU_ALLOW_GROWTH="true")
+    return Training([*words, *data, *length.flags(), *encoder], log)
 
 
 def start_ours(part: str, flags: list[Any], length: Length, work_dir: Path) -> Training:

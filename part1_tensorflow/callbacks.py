@@ -148,7 +148,7 @@ class PredictionGrid(tf.keras.callbacks.Callback):
         grid = np.hstack(columns)
         file = self.log.run_dir / "predictions" / "validation.png"
         file.parent.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(file, compress_level=1)  # by default it takes a second
+        Image.fromarray(grid).save(file, compress_level=1)  # training waits meanwhile
         self.log.log_image(grid, epoch)
 
 

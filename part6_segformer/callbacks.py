@@ -160,7 +160,7 @@ class PredictionGrid(Callback):
         grid = np.hstack(columns)
         file = self.run_dir / "predictions" / "validation.png"
         file.parent.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(file, compress_level=1)  # by default it takes a second
+        Image.fromarray(grid).save(file, compress_level=1)  # training waits meanwhile
         title = "photograph, truth, prediction"
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

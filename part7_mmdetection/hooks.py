@@ -206,5 +206,5 @@ class PredictionGrid(Hook):
             columns.append(np.vstack([mmcv.impad(cell, shape=(256, 256), pad_val=(255, 255, 255)) for cell in cells]))
         grid = np.hstack(columns)
         self.file.parent.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(self.file, compress_level=1)  # by default it takes a second
+        Image.fromarray(grid).save(self.file, compress_level=1)  # training waits meanwhile
         runner.visualizer.add_image("truth, prediction", grid, step=runner.epoch)
