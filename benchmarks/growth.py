@@ -3,7 +3,7 @@
     .venv-pt/bin/python benchmarks/growth.py
 
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
-them start one by one, those with the least and the most three times; then the last ones take turns, epoch by epoch.
+them start one by one, those with the least and the most twice; then the last ones take turns, epoch by epoch.
 Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
 take turns with the second to tenth of another one, which is the same but for its age. Needs all environments (make
 setup).
@@ -24,7 +24,7 @@ from trainings import MEMORY_DISK, Training, go_on_together, start_train
 from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
-STARTS, ROUNDS, STEPS = 3, 4, 4
+STARTS, ROUNDS, STEPS = 2, 4, 4
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]

@@ -76,7 +76,7 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 WARM_UP = 1  # pass
 STARTS = {"limit of part 2": 3}  # of a limit and its loaders, elsewhere one
-SECONDS, PASSES = 20, 3  # of a loader and its limit in turns, and how many passes at least
+SECONDS, PASSES = 20, 3  # of a loader and its limit in turns, in all starts, and how many passes at least in each
 IN_BRIEF, BRIEF_SECONDS = {"--cache", "part4_kornia", "part5_dali"}, 6  # not compared, or far from the limit
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
@@ -225,40 +225,42 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
-def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
-    """What both answer to "speed"."""
-    seconds = BRIEF_SECONDS if IN_BRIEF & set(loader.words) else SECONDS
+def take_turns(loader: Measurer, limit: Measurer, seconds: float) -> list[list[Any]]:
+    """What both answer to "speed", for so many seconds."""
     began, turns = time.perf_counter(), []
     while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < seconds:
         turns.append([process.ask("speed") for process in (loader, limit)])
     return turns[WARM_UP:]
 
 
-def measure_group(limit_name: str) -> dict[str, dict[str, Any]]:
-    """The figures of a limit, and of the loaders that are compared with it."""
+def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
+    """The passes of a limit and of the loaders that are compared with it; in the first start all other figures, too."""
     limit = start(*LIMITS[limit_name])
     loaders = {name: start(part, flags) for name, (part, flags) in LOADERS[limit_name].items()}
     for process in [limit, *loaders.values()]:
         process.ask("ready")
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
     for name, loader in loaders.items():
-        turns = take_turns(loader, limit)
+        seconds = BRIEF_SECONDS if IN_BRIEF & set(loader.words) else SECONDS / STARTS.get(limit_name, 1)
+        turns = take_turns(loader, limit, seconds)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
-        figures[name]["memory"] = loader.ask("memory")
-        if not VARIANTS & set(loader.words):
-            figures[name] |= loader.ask("waiting")
+        if is_first:
+            figures[name]["memory"] = loader.ask("memory")
+            if not VARIANTS & set(loader.words):
+                figures[name] |= loader.ask("waiting")
         loader.end()
         figures[limit_name]["passes"] += figures[name]["limit"]
-    figures[limit_name]["memory"] = limit.ask("memory")
+    if is_first:
+        figures[limit_name]["memory"] = limit.ask("memory")
     limit.end()
     return figures
 
 
 def measure_limit(limit_name: str) -> dict[str, dict[str, Any]]:
-    """The same, with the passes of all starts."""
-    figures = measure_group(limit_name)
+    """The figures of a limit and of its loaders, with the passes of all starts."""
+    figures = measure_start(limit_name, is_first=True)
     for _ in range(STARTS.get(limit_name, 1) - 1):
-        for name, found in measure_group(limit_name).items():
+        for name, found in measure_start(limit_name, is_first=False).items():
             for passes in {"passes", "limit"} & set(found):
                 figures[name][passes] += found[passes]
     return figures

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "part1_tensorflow"))
 
-from dataloader import augment, load_data_path, load_from_files, tf_dataset
+from dataloader import Load, augment, load_data_path, load_from_files, tf_dataset
 from keras2 import tf
 from model import create_loss, create_model
 from results import describe_machine, spread
@@ -34,37 +34,36 @@ Batch = tuple[np.ndarray, np.ndarray]
 Span = tuple[float, float]  # begin and end in seconds
 
 
-def timed(load: Callable, augmentation: Callable, spans: list[Span]) -> Callable:
-    """`load` and `augmentation` in one function that also notes when it began and ended."""
+def timed(load: Load, augmentation: Callable, spans: list[Span]) -> Load:
+    """`load` and `augmentation` in one that also notes when it began and ended."""
 
-    def note(began: np.ndarray, _: np.ndarray) -> np.float64:
-        spans.append((float(began), time.perf_counter()))
-        return began
-
-    def timed_load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(index: tf.Tensor) -> list[tf.Tensor]:
         began = tf.numpy_function(lambda _: np.float64(time.perf_counter()), [index], tf.float64)
         with tf.control_dependencies([began]):
             index = tf.identity(index)  # all that follows needs it, so nothing starts before the clock does
-        image, mask = augmentation(*load(index), tf.zeros_like(index), index)
-        ended = tf.numpy_function(note, [began, mask[0, 0]], tf.float64)
-        with tf.control_dependencies([ended]):
-            return tf.identity(image), tf.identity(mask)
+        return [began, index, *load.read(index)]
 
-    return timed_load
+    def finish(began: float, index: int, *read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image_and_mask = augmentation(*load.finish(*read), 0, index)
+        spans.append((float(began), time.perf_counter()))
+        return image_and_mask
+
+    return Load(read, finish)
 
 
-def plain_batches(load: Callable) -> Iterator[Batch]:
+def plain_batches(load: Load) -> Iterator[Batch]:
     """The naive pipeline: the photographs of a batch one after the other, when it is asked for."""
     for step in range(STEPS):
-        pairs = [load(tf.constant(step * BATCH_SIZE + i, tf.int64)) for i in range(BATCH_SIZE)]
+        indices = tf.range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE, dtype=tf.int64)
+        pairs = [load.finish(*(tensor.numpy() for tensor in load.read(index))) for index in indices]
         images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
         yield images, masks[..., np.newaxis].astype(np.float32)
 
 
-def tf_data_batches(load: Callable) -> Iterator[Batch]:
+def tf_data_batches(load: Load) -> Iterator[Batch]:
     """The pipeline of part 1."""
     order = tf.data.Dataset.range(STEPS * BATCH_SIZE).map(lambda index: (tf.zeros_like(index), index))
-    return tf_dataset(load, order, [BATCH_SIZE], WORKERS).as_numpy_iterator()
+    return tf_dataset(load, IMAGE_SIZE, order, [BATCH_SIZE], WORKERS).as_numpy_iterator()
 
 
 def run(model: tf.keras.Model, batches: Iterator[Batch]) -> tuple[float, list[Span]]:
@@ -119,7 +118,7 @@ def main() -> None:
     model = create_model(ENCODER, IMAGE_SIZE, encoder_weights=None)
     model.compile("adam", create_loss())
     spans: list[Span] = []
-    load = timed(load_from_files(paths, IMAGE_SIZE), augment(IMAGE_SIZE, 0, WORKERS), spans)
+    load = timed(load_from_files(paths, IMAGE_SIZE), augment(0, WORKERS), spans)
     pipelines = {"plain loop": plain_batches, "tf.data": tf_data_batches}
     for batches in pipelines.values():  # warm up: TensorFlow builds its graphs
         run(model, batches(load))

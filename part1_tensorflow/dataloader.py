@@ -10,6 +10,7 @@ import queue
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,7 +30,14 @@ UNREADABLE = (
     tf.errors.PermissionDeniedError,
     tf.errors.FailedPreconditionError,  # it is a folder
 )
-Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
+Pixels = tuple[np.ndarray, np.ndarray]  # the same as arrays
+
+
+class Load(NamedTuple):
+    """How photograph `index` becomes an image (S, S, 3) and a mask (S, S) of 0 and 1, both uint8, in two steps."""
+
+    read: Callable[[tf.Tensor], Sequence[tf.Tensor]]  # in TensorFlow, from the index
+    finish: Callable[..., Pixels]  # in Python, from what `read` has returned, now arrays
 
 
 def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
@@ -74,25 +82,21 @@ def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int)
 
 
 def load_from_files(paths: pd.DataFrame, image_size: int) -> Load:
-    """A function that reads photograph `index` and its mask and resizes them, each time anew."""
+    """Read photograph `index` and its mask and resize them, each time anew."""
     images, masks = tf.constant(paths["images"].tolist()), tf.constant(paths["masks"].tolist())
     transform = valid_transform(image_size)
 
-    def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def resize(image: np.ndarray, mask: np.ndarray) -> Pixels:
         if mask.max() not in (0, 255):
             raise ValueError("a mask with labels")  # find_damaged_file tells which
         resized = transform(image=image, mask=mask // 255)
         return resized["image"], resized["mask"]
 
-    def load(index: tf.Tensor) -> ImageAndMask:
-        image, mask = load_image_and_mask_from_path(images[index], masks[index])
-        return call_numpy(resize, [image, mask], image_size)
-
-    return load
+    return Load(lambda index: load_image_and_mask_from_path(images[index], masks[index]), resize)
 
 
 def load_from_cache(load: Load, length: int, image_size: int, workers: int, folder: Path | None) -> Load:
-    """Call `load` once for each of `length` photographs and serve the results from then on.
+    """Load each of `length` photographs once with `load`, and serve the results from then on.
 
     Args:
         folder: keep them in files in this folder, or in memory if None. The files are written anew by
@@ -110,13 +114,16 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
 
     images = make_array("images.uint8", (length, image_size, image_size, 3))
     masks = make_array("masks.uint8", (length, image_size, image_size))
-    decoded = tf.data.Dataset.range(length).map(load, num_parallel_calls=workers or None).as_numpy_iterator()
-    for index, (image, mask) in enumerate(tqdm(decoded, "caching", length, unit="image", disable=None)):
+    loaded = tf.data.Dataset.range(length).map(
+        lambda index: call_numpy(load.finish, load.read(index), image_size), num_parallel_calls=workers or None
+    )
+    pixels = tqdm(loaded.as_numpy_iterator(), "caching", length, unit="image", disable=None)
+    for index, (image, mask) in enumerate(pixels):
         images[index], masks[index] = image, mask
-    return lambda index: call_numpy(lambda i: (images[i], masks[i]), [index], image_size)
+    return Load(lambda index: [index], lambda index: (images[index], masks[index]))
 
 
-def augment(image_size: int, seed: int, workers: int) -> Callable[..., ImageAndMask]:
+def augment(seed: int, workers: int) -> Callable[..., Pixels]:
     """A function that changes image and mask at random: always alike for the same seed, epoch and
     index, whichever thread gets to them first."""
     # A transform keeps the state of its random numbers, so no two threads may use one at a time.
@@ -124,7 +131,7 @@ def augment(image_size: int, seed: int, workers: int) -> Callable[..., ImageAndM
     for _ in range(max(workers, 1)):
         transforms.put(train_transform())
 
-    def aug_fn(image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def aug_fn(image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Pixels:
         transform = transforms.get()
         try:
             seed_transform(transform, seed, int(epoch), int(index))
@@ -133,7 +140,7 @@ def augment(image_size: int, seed: int, workers: int) -> Callable[..., ImageAndM
             transforms.put(transform)
         return augmented["image"], augmented["mask"]
 
-    return lambda image, mask, epoch, index: call_numpy(aug_fn, [image, mask, epoch, index], image_size)
+    return aug_fn
 
 
 def shuffled_epochs(length: int, used: int, seed: int, epochs: range) -> tf.data.Dataset:
@@ -158,15 +165,15 @@ def in_order(length: int) -> tf.data.Dataset:
 
 def tf_dataset(
     load: Load,
+    image_size: int,
     order: tf.data.Dataset,
     batch_sizes: list[int],
     workers: int,
-    aug_fn: Callable[..., ImageAndMask] | None = None,
+    aug_fn: Callable[..., Pixels] | None = None,
 ) -> tf.data.Dataset:
     """Batches of the photographs that `order` names.
 
     Args:
-        load: gives image (S, S, 3) and mask (S, S), uint8, for an index.
         order: elements (epoch, index).
         batch_sizes: of one batch after the other, and then from the beginning again.
         workers: threads that load; with 0 the thread that asks for a batch makes it.
@@ -176,16 +183,22 @@ def tf_dataset(
         Batches of images, uint8 (N, S, S, 3) in [0, 255], and masks, float32 (N, S, S, 1) in {0, 1}.
     """
 
+    # All of Python's work in one call: each costs time, and in Python the threads wait for each other.
+    def load_and_augment(epoch: int, index: int, *read: np.ndarray) -> Pixels:
+        image, mask = load.finish(*read)
+        return aug_fn(image, mask, epoch, index) if aug_fn else (image, mask)
+
     def process_data(epoch: tf.Tensor, index: tf.Tensor) -> ImageAndMask:
-        image, mask = load(index)
-        if aug_fn:
-            image, mask = aug_fn(image, mask, epoch, index)
-        return image, tf.cast(mask, tf.float32)[..., tf.newaxis]
+        return call_numpy(load_and_augment, [epoch, index, *load.read(index)], image_size)
+
+    def mask_to_float(images: tf.Tensor, masks: tf.Tensor) -> ImageAndMask:
+        return images, tf.cast(masks, tf.float32)[..., tf.newaxis]
 
     in_parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
     dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
     if len(batch_sizes) > 1:
         dataset = dataset.rebatch(batch_sizes)
+    dataset = dataset.map(mask_to_float)  # not each by itself: as bytes, they are put together faster
     return dataset.prefetch(tf.data.AUTOTUNE)  # the next batches are made while the network learns from this one
 
 
@@ -218,12 +231,13 @@ def create_loader(
         seed = args.seed + machine  # else all machines would shuffle and augment alike
         batch_size = context.get_per_replica_batch_size(args.batch_size)
         order = shuffled_epochs(len(paths), steps * args.batch_size // machines, seed, epochs)
-        aug_fn = augment(args.image_size, seed, args.workers)
-        return tf_dataset(load, order, [batch_size], args.workers, aug_fn)
+        aug_fn = augment(seed, args.workers)
+        return tf_dataset(load, args.image_size, order, [batch_size], args.workers, aug_fn)
     # Every photograph counts once in validation, and in each step every device needs at least one:
     # so they are dealt evenly, and the batches may differ by one.
     batches = np.array_split(paths, steps * context.num_replicas_in_sync // machines)
-    return tf_dataset(load, in_order(len(paths)), [len(batch) for batch in batches], args.workers)
+    sizes, order = [len(batch) for batch in batches], in_order(len(paths))
+    return tf_dataset(load, args.image_size, order, sizes, args.workers)
 
 
 def evenly_spaced(length: int, number: int) -> np.ndarray:
@@ -235,7 +249,7 @@ def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.
     """`number` photographs, or all if there are fewer, as one batch."""
     paths = paths.iloc[evenly_spaced(len(paths), number)]
     load = load_from_files(paths, image_size)
-    return next(tf_dataset(load, in_order(len(paths)), [number], workers=0).as_numpy_iterator())
+    return next(tf_dataset(load, image_size, in_order(len(paths)), [number], workers=0).as_numpy_iterator())
 
 
 def find_damaged_file(paths: pd.DataFrame) -> str | None:

@@ -9,6 +9,7 @@ import queue
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,7 +30,14 @@ UNREADABLE = (
     tf.errors.FailedPreconditionError,  # it is a folder
 )
 Example = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # an image, its mask, and the number of its source
-Load = Callable[[tf.Tensor], ImageAndMask]  # from the number of a photograph to its pixels
+Pixels = tuple[np.ndarray, np.ndarray]  # the same as arrays
+
+
+class Load(NamedTuple):
+    """How photograph `index` becomes an image (S, S, 3) and a mask (S, S) of 0 and 1, both uint8, in two steps."""
+
+    read: Callable[[tf.Tensor], Sequence[tf.Tensor]]  # in TensorFlow, from the index
+    finish: Callable[..., Pixels]  # in Python, from what `read` has returned, now arrays
 
 
 def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
@@ -81,25 +89,21 @@ def call_numpy(function: Callable, inputs: Sequence[tf.Tensor], image_size: int)
 
 
 def load_from_files(paths: pd.DataFrame, image_size: int) -> Load:
-    """A function that reads photograph `index` and its mask and resizes them, each time anew."""
+    """Read photograph `index` and its mask and resize them, each time anew."""
     images, masks = tf.constant(paths["images"].tolist()), tf.constant(paths["masks"].tolist())
     transform = valid_transform(image_size)
 
-    def resize(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def resize(image: np.ndarray, mask: np.ndarray) -> Pixels:
         if mask.max() not in (0, 255):
             raise ValueError("a mask with labels")  # find_damaged_file tells which
         resized = transform(image=image, mask=mask // 255)
         return resized["image"], resized["mask"]
 
-    def load(index: tf.Tensor) -> ImageAndMask:
-        image, mask = load_image_and_mask_from_path(images[index], masks[index])
-        return call_numpy(resize, [image, mask], image_size)
-
-    return load
+    return Load(lambda index: load_image_and_mask_from_path(images[index], masks[index]), resize)
 
 
 def load_from_cache(load: Load, length: int, image_size: int, workers: int, folder: Path | None) -> Load:
-    """Call `load` once for each of `length` photographs and serve the results from then on.
+    """Load each of `length` photographs once with `load`, and serve the results from then on.
 
     Args:
         folder: keep them in files in this folder, or in memory if None. The files are written anew by
@@ -117,13 +121,16 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
 
     images = make_array("images.uint8", (length, image_size, image_size, 3))
     masks = make_array("masks.uint8", (length, image_size, image_size))
-    decoded = tf.data.Dataset.range(length).map(load, num_parallel_calls=workers or None).as_numpy_iterator()
-    for index, (image, mask) in enumerate(tqdm(decoded, "caching", length, unit="image", disable=None)):
+    loaded = tf.data.Dataset.range(length).map(
+        lambda index: call_numpy(load.finish, load.read(index), image_size), num_parallel_calls=workers or None
+    )
+    pixels = tqdm(loaded.as_numpy_iterator(), "caching", length, unit="image", disable=None)
+    for index, (image, mask) in enumerate(pixels):
         images[index], masks[index] = image, mask
-    return lambda index: call_numpy(lambda i: (images[i], masks[i]), [index], image_size)
+    return Load(lambda index: [index], lambda index: (images[index], masks[index]))
 
 
-def augment(image_size: int, seed: int, workers: int, strong: np.ndarray) -> Callable[..., ImageAndMask]:
+def augment(seed: int, workers: int, strong: np.ndarray) -> Callable[..., Pixels]:
     """A function that changes image and mask at random: always alike for the same seed, draw and
     index, whichever thread gets to them first. `strong` tells for each photograph how much."""
     # A transform keeps the state of its random numbers, so no two threads may use one at a time.
@@ -131,7 +138,7 @@ def augment(image_size: int, seed: int, workers: int, strong: np.ndarray) -> Cal
     for _ in range(max(workers, 1)):
         transforms.put((train_transform(), strong_transform()))
 
-    def aug_fn(image: np.ndarray, mask: np.ndarray, draw: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def aug_fn(image: np.ndarray, mask: np.ndarray, draw: int, index: int) -> Pixels:
         usual_and_strong = transforms.get()
         transform = usual_and_strong[int(strong[index])]
         try:
@@ -141,7 +148,7 @@ def augment(image_size: int, seed: int, workers: int, strong: np.ndarray) -> Cal
             transforms.put(usual_and_strong)
         return augmented["image"], augmented["mask"]
 
-    return lambda image, mask, draw, index: call_numpy(aug_fn, [image, mask, draw, index], image_size)
+    return aug_fn
 
 
 def balanced_draws(numbers: Sequence[int], weights: Sequence[float], seed: int) -> tf.data.Dataset:
@@ -174,16 +181,16 @@ def in_order(length: int) -> tf.data.Dataset:
 
 def tf_dataset(
     load: Load,
+    image_size: int,
     numbers: pd.Series,
     order: tf.data.Dataset,
     batch_sizes: list[int],
     workers: int,
-    aug_fn: Callable[..., ImageAndMask] | None = None,
+    aug_fn: Callable[..., Pixels] | None = None,
 ) -> tf.data.Dataset:
     """Batches of the photographs that `order` names.
 
     Args:
-        load: gives image (S, S, 3) and mask (S, S), uint8, for an index.
         numbers: of the source of each photograph.
         order: elements (draw, index).
         batch_sizes: of one batch after the other, and then from the beginning again.
@@ -196,16 +203,23 @@ def tf_dataset(
     """
     number_of = tf.constant(numbers.tolist(), tf.int64)
 
+    # All of Python's work in one call: each costs time, and in Python the threads wait for each other.
+    def load_and_augment(draw: int, index: int, *read: np.ndarray) -> Pixels:
+        image, mask = load.finish(*read)
+        return aug_fn(image, mask, draw, index) if aug_fn else (image, mask)
+
     def process_data(draw: tf.Tensor, index: tf.Tensor) -> Example:
-        image, mask = load(index)
-        if aug_fn:
-            image, mask = aug_fn(image, mask, draw, index)
-        return image, tf.cast(mask, tf.float32)[..., tf.newaxis], number_of[index]
+        image, mask = call_numpy(load_and_augment, [draw, index, *load.read(index)], image_size)
+        return image, mask, number_of[index]
+
+    def mask_to_float(images: tf.Tensor, masks: tf.Tensor, numbers: tf.Tensor) -> Example:
+        return images, tf.cast(masks, tf.float32)[..., tf.newaxis], numbers
 
     in_parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
     dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
     if len(batch_sizes) > 1:
         dataset = dataset.rebatch(batch_sizes)
+    dataset = dataset.map(mask_to_float)  # not each by itself: as bytes, they are put together faster
     return dataset.prefetch(tf.data.AUTOTUNE)  # the next batches are made while the network learns from this one
 
 
@@ -243,12 +257,13 @@ def create_loader(
         draws = draws.shard(machines, machine)  # all machines draw alike, and each takes every n-th draw
         batch_size = context.get_per_replica_batch_size(args.batch_size)
         strong = plan["strong"].to_numpy()[paths["number"]]
-        aug_fn = augment(args.image_size, args.seed, args.workers, strong)
-        return tf_dataset(load, paths["number"], draws, [batch_size], args.workers, aug_fn)
+        aug_fn = augment(args.seed, args.workers, strong)
+        return tf_dataset(load, args.image_size, paths["number"], draws, [batch_size], args.workers, aug_fn)
     # Every photograph counts once in validation, and in each step every device needs at least one:
     # so they are dealt evenly, and the batches may differ by one.
     batches = np.array_split(paths, steps * context.num_replicas_in_sync // machines)
-    return tf_dataset(load, paths["number"], in_order(len(paths)), [len(batch) for batch in batches], args.workers)
+    sizes, order = [len(batch) for batch in batches], in_order(len(paths))
+    return tf_dataset(load, args.image_size, paths["number"], order, sizes, args.workers)
 
 
 def evenly_spaced(length: int, number: int) -> np.ndarray:
@@ -260,7 +275,7 @@ def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.
     """`number` photographs, or all if there are fewer, as one batch."""
     paths = paths.iloc[evenly_spaced(len(paths), number)]
     load = load_from_files(paths, image_size)
-    dataset = tf_dataset(load, paths["number"], in_order(len(paths)), [number], workers=0)
+    dataset = tf_dataset(load, image_size, paths["number"], in_order(len(paths)), [number], workers=0)
     images, masks, _ = next(dataset.as_numpy_iterator())
     return images, masks
 

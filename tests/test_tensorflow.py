@@ -198,7 +198,7 @@ def batches(workers, cache=False, seed=1, first=0):
     if cache:
         load = load_from_cache(load, number, size, workers, None)
     order = shuffled_epochs(number, 16, seed, range(first, 2))
-    return list(tf_dataset(load, order, [8], workers, augment(size, seed, workers)).as_numpy_iterator())
+    return list(tf_dataset(load, size, order, [8], workers, augment(seed, workers)).as_numpy_iterator())
 
 def same(left, right):
     return all(np.array_equal(a, b) for l, r in zip(left, right, strict=True) for a, b in zip(l, r, strict=True))
