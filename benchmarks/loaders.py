@@ -7,9 +7,9 @@ limit, and then while a network trains. What is counted are augmented batches, i
 of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
-small sources are augmented more, and one for part 7. Part 6 has part 3's loader. Part 2 and its limit start three
-times, because processes of the same code differ by several percent for as long as they live. Needs all environments
-(make setup).
+small sources are augmented more, and one for part 7. Part 6 has part 3's loader. What is compared starts three times,
+one group after the other: processes of the same code differ by several percent for as long as they live, and for
+minutes at a time a machine slows some down more than others. Needs all environments (make setup).
 """
 
 import argparse
@@ -74,15 +74,13 @@ LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the 
 VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
 IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
-WARM_UP = 1  # pass
-STARTS = {"limit of part 2": 3}  # of a limit and its loaders, elsewhere one
-SECONDS, PASSES = 20, 3  # of a loader and its limit in turns, in all starts, and how many passes at least in each
-IN_BRIEF, BRIEF_SECONDS = {"--cache", "part4_kornia", "part5_dali"}, 6  # not compared, or far from the limit
+STARTS = 3
+START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
+WARM_UP, SECONDS, PASSES = 1, 7, 3  # of a loader and its limit in turns after a start: passes, seconds, at least passes
 # While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
 # to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
-
 HALF = ON_GPU or multiplies_bf16()
 
 Batches = Iterator[Any]
@@ -225,44 +223,49 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
-def take_turns(loader: Measurer, limit: Measurer, seconds: float) -> list[list[Any]]:
-    """What both answer to "speed", for so many seconds."""
+def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
+    """What both answer to "speed", for some seconds."""
     began, turns = time.perf_counter(), []
-    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < seconds:
+    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < SECONDS:
         turns.append([process.ask("speed") for process in (loader, limit)])
     return turns[WARM_UP:]
 
 
 def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
-    """The passes of a limit and of the loaders that are compared with it; in the first start all other figures, too."""
-    limit = start(*LIMITS[limit_name])
-    loaders = {name: start(part, flags) for name, (part, flags) in LOADERS[limit_name].items()}
+    """The passes of a limit and of the loaders that are compared with it; in the first start all that is measured."""
+    limit, loaders = start(*LIMITS[limit_name]), {}
+    for name, (part, flags) in LOADERS[limit_name].items():
+        if is_first or not START_ONCE & {part, *flags}:
+            loaders[name] = start(part, flags)
     for process in [limit, *loaders.values()]:
         process.ask("ready")
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
     for name, loader in loaders.items():
-        seconds = BRIEF_SECONDS if IN_BRIEF & set(loader.words) else SECONDS / STARTS.get(limit_name, 1)
-        turns = take_turns(loader, limit, seconds)
+        turns = take_turns(loader, limit)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
+        figures[limit_name]["passes"] += figures[name]["limit"]
         if is_first:
             figures[name]["memory"] = loader.ask("memory")
             if not VARIANTS & set(loader.words):
                 figures[name] |= loader.ask("waiting")
         loader.end()
-        figures[limit_name]["passes"] += figures[name]["limit"]
     if is_first:
         figures[limit_name]["memory"] = limit.ask("memory")
     limit.end()
     return figures
 
 
-def measure_limit(limit_name: str) -> dict[str, dict[str, Any]]:
-    """The figures of a limit and of its loaders, with the passes of all starts."""
-    figures = measure_start(limit_name, is_first=True)
-    for _ in range(STARTS.get(limit_name, 1) - 1):
-        for name, found in measure_start(limit_name, is_first=False).items():
-            for passes in {"passes", "limit"} & set(found):
-                figures[name][passes] += found[passes]
+def measure_all() -> dict[str, dict[str, Any]]:
+    """The figures of all limits and loaders, with the passes of all starts."""
+    figures: dict[str, dict[str, Any]] = {}
+    for number in range(STARTS):
+        for limit_name in LIMITS:
+            for name, found in measure_start(limit_name, is_first=number == 0).items():
+                if name not in figures:
+                    figures[name] = found
+                    continue
+                for passes in {"passes", "limit"} & set(found):
+                    figures[name][passes] += found[passes]
     return figures
 
 
@@ -282,14 +285,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         answer_questions(sys.argv[2], sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    rows, bars, figures = [], {}, {}
-    for limit_name in LIMITS:
-        for name, found in measure_limit(limit_name).items():
-            rows.append(cells_of(name, found))
-            bars[name], figures[name] = np.array(found["passes"])[:, 0], found
-            print(" | ".join(rows[-1]), flush=True)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    figures = measure_all()
+    rows = [cells_of(name, found) for name, found in figures.items()]
+    bars = {name: np.array(found["passes"])[:, 0] for name, found in figures.items()}
+    print("\n".join(" | ".join(row) for row in rows))
     columns = ["loader", "alone, images/s", "of the limit, median (range)", "CPU ms an image", "MB"]
     columns += ["training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "

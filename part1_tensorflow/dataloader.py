@@ -99,8 +99,7 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
     """Load each of `length` photographs once with `load`, and serve the results from then on.
 
     Args:
-        folder: keep them in files in this folder, or in memory if None. The files are written anew by
-            every run, so they are never out of date.
+        folder: for the files of the cache, which every run writes anew; None keeps it in memory.
     """
     size = length * image_size**2 * 4
     if folder:
@@ -114,13 +113,17 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
 
     images = make_array("images.uint8", (length, image_size, image_size, 3))
     masks = make_array("masks.uint8", (length, image_size, image_size))
-    loaded = tf.data.Dataset.range(length).map(
-        lambda index: call_numpy(load.finish, load.read(index), image_size), num_parallel_calls=workers or None
-    )
-    pixels = tqdm(loaded.as_numpy_iterator(), "caching", length, unit="image", disable=None)
-    for index, (image, mask) in enumerate(pixels):
+
+    def load_once(index: tf.Tensor) -> ImageAndMask:
+        return call_numpy(load.finish, load.read(index), image_size)
+
+    def from_cache(index: int) -> Pixels:
+        return images[index], masks[index]
+
+    loaded = tf.data.Dataset.range(length).map(load_once, num_parallel_calls=workers or None).as_numpy_iterator()
+    for index, (image, mask) in enumerate(tqdm(loaded, "caching", length, unit="image", disable=None)):
         images[index], masks[index] = image, mask
-    return Load(lambda index: [index], lambda index: (images[index], masks[index]))
+    return Load(lambda index: [index], from_cache)
 
 
 def augment(seed: int, workers: int) -> Callable[..., Pixels]:

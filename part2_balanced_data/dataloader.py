@@ -106,8 +106,7 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
     """Load each of `length` photographs once with `load`, and serve the results from then on.
 
     Args:
-        folder: keep them in files in this folder, or in memory if None. The files are written anew by
-            every run, so they are never out of date.
+        folder: for the files of the cache, which every run writes anew; None keeps it in memory.
     """
     size = length * image_size**2 * 4
     if folder:
@@ -121,13 +120,17 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
 
     images = make_array("images.uint8", (length, image_size, image_size, 3))
     masks = make_array("masks.uint8", (length, image_size, image_size))
-    loaded = tf.data.Dataset.range(length).map(
-        lambda index: call_numpy(load.finish, load.read(index), image_size), num_parallel_calls=workers or None
-    )
-    pixels = tqdm(loaded.as_numpy_iterator(), "caching", length, unit="image", disable=None)
-    for index, (image, mask) in enumerate(pixels):
+
+    def load_once(index: tf.Tensor) -> ImageAndMask:
+        return call_numpy(load.finish, load.read(index), image_size)
+
+    def from_cache(index: int) -> Pixels:
+        return images[index], masks[index]
+
+    loaded = tf.data.Dataset.range(length).map(load_once, num_parallel_calls=workers or None).as_numpy_iterator()
+    for index, (image, mask) in enumerate(tqdm(loaded, "caching", length, unit="image", disable=None)):
         images[index], masks[index] = image, mask
-    return Load(lambda index: [index], lambda index: (images[index], masks[index]))
+    return Load(lambda index: [index], from_cache)
 
 
 def augment(seed: int, workers: int, strong: np.ndarray) -> Callable[..., Pixels]:
@@ -198,8 +201,7 @@ def tf_dataset(
         aug_fn: augments a photograph, see `augment`.
 
     Returns:
-        Batches of images, uint8 (N, S, S, 3) in [0, 255], masks, float32 (N, S, S, 1) in {0, 1}, and
-        the numbers of their sources, int64 (N,).
+        Batches: images uint8 (N, S, S, 3) in [0, 255], masks float32 (N, S, S, 1) in {0, 1}, sources int64 (N,).
     """
     number_of = tf.constant(numbers.tolist(), tf.int64)
 
@@ -256,8 +258,7 @@ def create_loader(
         draws = draws.skip(epochs.start * steps * args.batch_size)  # those of an earlier run
         draws = draws.shard(machines, machine)  # all machines draw alike, and each takes every n-th draw
         batch_size = context.get_per_replica_batch_size(args.batch_size)
-        strong = plan["strong"].to_numpy()[paths["number"]]
-        aug_fn = augment(args.seed, args.workers, strong)
+        aug_fn = augment(args.seed, args.workers, plan["strong"].to_numpy()[paths["number"]])
         return tf_dataset(load, args.image_size, paths["number"], draws, [batch_size], args.workers, aug_fn)
     # Every photograph counts once in validation, and in each step every device needs at least one:
     # so they are dealt evenly, and the batches may differ by one.
@@ -276,8 +277,7 @@ def sample_batch(paths: pd.DataFrame, number: int, image_size: int) -> tuple[np.
     paths = paths.iloc[evenly_spaced(len(paths), number)]
     load = load_from_files(paths, image_size)
     dataset = tf_dataset(load, image_size, paths["number"], in_order(len(paths)), [number], workers=0)
-    images, masks, _ = next(dataset.as_numpy_iterator())
-    return images, masks
+    return next(dataset.as_numpy_iterator())[:2]
 
 
 def find_damaged_file(paths: pd.DataFrame) -> str | None:

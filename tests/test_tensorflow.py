@@ -129,6 +129,7 @@ def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path
     args += ["--epochs", 2]
     done = part1.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, *args, **keys)
     assert "bf16" in done.stdout
+    assert "AutoGraph" not in done.stdout + done.stderr  # it warns of functions that it cannot read
     run_dir = work_dir / "tensorflow"
     written = [path.read_bytes() for path in run_dir.rglob("*") if path.is_file()]
     for key in keys.values():  # a key is told to nobody
