@@ -98,6 +98,29 @@ def test_train_takes_the_flags_of_the_table_of_a_gpu(part: str, data_root: Path)
     assert precisions == ({"fp16"} if part in ("part4_kornia", "part5_dali") else {"fp32", "bf16", "fp16"}), done.stdout
 
 
+WAITING = """
+import sys
+from pathlib import Path
+from training import share_of_waiting
+from trainings import start_train
+
+work_dir, flags = Path(sys.argv[1]), sys.argv[2:]
+run = start_train("part3_lightning", work_dir, *flags, "--epochs", 2, "--profiler", "simple")
+run.go_on(2)
+run.finish()
+waiting = share_of_waiting(run.log.parent)
+assert 0.001 < waiting < 0.9, waiting
+assert share_of_waiting(work_dir) is None
+"""
+
+
+def test_the_profiler_tells_how_long_training_waits(data_root: Path, work_dir: Path) -> None:
+    flags = ["--data_root", data_root, *SMALL, "--workers", 1]
+    words = [python_of("part3_lightning"), "-c", WAITING, work_dir, *flags]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+
+
 def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
     """The raw photographs of data_root, prepared by another part."""
     data = work_dir.parent / "data"

@@ -180,9 +180,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, wor
 def test_no_network_is_said_at_once(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, "--encoder", "resnet18"]
     nowhere = {"HOME": str(work_dir), "https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
-    done = part.run("train.py", *args, code=2, **nowhere)
+    done = part.run("train.py", *args, code=2, **nowhere, NO_ALBUMENTATIONS_UPDATE="")
     assert "--encoder_weights none" in done.stderr and "--encoder_weights FILE" in done.stderr
     assert "Retrying" not in done.stderr
+    assert "albumentations" not in done.stderr  # else it has asked the network for its newest version
     args += ["--encoder_weights", "none", "--log", "wandb"]
     done = part.run("train.py", *args, code=2, **nowhere, WANDB_MODE="online")
     assert "--log wandb: " in done.stderr and "WANDB_MODE=offline" in done.stderr

@@ -243,11 +243,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, wor
 
 def test_without_network_the_ways_out_are_named(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, "--batch_size", 4]
-    nowhere = {"TORCH_HOME": str(work_dir), "https_proxy": "http://127.0.0.1:9"}
+    nowhere = {"TORCH_HOME": str(work_dir), "https_proxy": "http://127.0.0.1:9", "NO_ALBUMENTATIONS_UPDATE": ""}
     for weights in ["imagenet", "coco"]:
         done = part.run("train.py", *args, "--encoder_weights", weights, code=2, **nowhere)
         for way in ["--encoder_weights none", "--encoder_weights FILE", str(work_dir)]:
             assert way in done.stderr
+        assert "albumentations" not in done.stderr  # else it has asked the network for its newest version
     no_account = {"HOME": str(work_dir), "WANDB_MODE": "online", "https_proxy": "http://127.0.0.1:9"}
     done = part.run(
         "train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, "--log", "wandb", code=2, **no_account
