@@ -76,9 +76,9 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-WARM_UP, SECONDS, PASSES = 1, 7, 3  # of a loader and its limit in turns after a start: passes, seconds, at least passes
-# While it trains. A GPU first has to use up what was loaded before its first step; to a CPU, a step takes longer than
-# to load several batches.
+WARM_UP, PASSES, SECONDS = 1, 3, 7  # of a loader and its limit in turns after a start, the last two at least
+# While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
+# than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 HALF = ON_GPU or multiplies_bf16()
@@ -261,11 +261,10 @@ def measure_all() -> dict[str, dict[str, Any]]:
     for number in range(STARTS):
         for limit_name in LIMITS:
             for name, found in measure_start(limit_name, is_first=number == 0).items():
-                if name not in figures:
-                    figures[name] = found
-                    continue
-                for passes in {"passes", "limit"} & set(found):
-                    figures[name][passes] += found[passes]
+                known = figures.get(name, {})
+                for passes in {"passes", "limit"} & set(known):
+                    found[passes] = known[passes] + found[passes]
+                figures[name] = known | found
     return figures
 
 

@@ -23,6 +23,7 @@ from utils import stop
 cv2.setNumThreads(1)  # tf.data has a thread for each core; OpenCV's own would only be in their way
 
 ImageAndMask = tuple[tf.Tensor, tf.Tensor]
+Pixels = tuple[np.ndarray, np.ndarray]  # an image and its mask as arrays
 UNREADABLE = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -30,11 +31,10 @@ UNREADABLE = (
     tf.errors.FailedPreconditionError,  # it is a folder
 )
 Example = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # an image, its mask, and the number of its source
-Pixels = tuple[np.ndarray, np.ndarray]  # the same as arrays
 
 
 class Load(NamedTuple):
-    """How photograph `index` becomes an image (S, S, 3) and a mask (S, S) of 0 and 1, both uint8, in two steps."""
+    """How photograph `index` becomes an image (S, S, 3) and a mask (S, S) of 0 and 1, both uint8; S is image_size."""
 
     read: Callable[[tf.Tensor], Sequence[tf.Tensor]]  # in TensorFlow, from the index
     finish: Callable[..., Pixels]  # in Python, from what `read` has returned, now arrays
@@ -110,6 +110,7 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
     """
     size = length * image_size**2 * 4
     if folder:
+        shutil.rmtree(folder, ignore_errors=True)  # what the run has left that this one resumes
         folder.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(folder).free if folder else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > 0.9 * room:
@@ -130,12 +131,11 @@ def load_from_cache(load: Load, length: int, image_size: int, workers: int, fold
     loaded = tf.data.Dataset.range(length).map(load_once, num_parallel_calls=workers or None).as_numpy_iterator()
     for index, (image, mask) in enumerate(tqdm(loaded, "caching", length, unit="image", disable=None)):
         images[index], masks[index] = image, mask
-    return Load(lambda index: [index], from_cache)
+    return Load(lambda index: [index], from_cache)  # TensorFlow has nothing to read
 
 
 def augment(seed: int, workers: int, strong: np.ndarray) -> Callable[..., Pixels]:
-    """A function that changes image and mask at random: always alike for the same seed, draw and
-    index, whichever thread gets to them first. `strong` tells for each photograph how much."""
+    """A function that changes image and mask at random, much if strong[index]; alike for the same seed, draw, index."""
     # A transform keeps the state of its random numbers, so no two threads may use one at a time.
     transforms: queue.SimpleQueue = queue.SimpleQueue()
     for _ in range(max(workers, 1)):
@@ -196,8 +196,8 @@ def tf_dataset(
     Args:
         numbers: of the source of each photograph.
         order: elements (draw, index).
-        batch_sizes: of one batch after the other, and then from the beginning again.
-        workers: threads that load; with 0 the thread that asks for a batch makes it.
+        batch_sizes: of one batch after the other, again and again.
+        workers: threads that load; 0 leaves it to TensorFlow.
         aug_fn: augments a photograph, see `augment`.
 
     Returns:
@@ -214,14 +214,14 @@ def tf_dataset(
         image, mask = call_numpy(load_and_augment, [draw, index, *load.read(index)], image_size)
         return image, mask, number_of[index]
 
-    def mask_to_float(images: tf.Tensor, masks: tf.Tensor, numbers: tf.Tensor) -> Example:
-        return images, tf.cast(masks, tf.float32)[..., tf.newaxis], numbers
+    def mask_to_float(images: tf.Tensor, masks: tf.Tensor, sources: tf.Tensor) -> Example:
+        return images, tf.cast(masks, tf.float32)[..., tf.newaxis], sources
 
     in_parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
     dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
     if len(batch_sizes) > 1:
         dataset = dataset.rebatch(batch_sizes)
-    dataset = dataset.map(mask_to_float)  # not each by itself: as bytes, they are put together faster
+    dataset = dataset.map(mask_to_float)  # now, because bytes are faster to put together than floats
     return dataset.prefetch(tf.data.AUTOTUNE)  # the next batches are made while the network learns from this one
 
 
@@ -268,7 +268,7 @@ def create_loader(
 
 
 def evenly_spaced(length: int, number: int) -> np.ndarray:
-    """`number` of `length` photographs, or all if there are fewer; each larger source is among them."""
+    """The places of `number` of `length` photographs, or of all if they are fewer, with some of each larger source."""
     return np.linspace(0, length - 1, min(number, length)).round().astype(int)
 
 
@@ -287,9 +287,9 @@ def find_damaged_file(paths: pd.DataFrame) -> str | None:
     """
     for image_path, mask_path in zip(paths["images"], paths["masks"], strict=True):
         pixels = []
-        for path in (image_path, mask_path):
+        for path, channels in [(image_path, 3), (mask_path, 1)]:
             try:
-                pixels.append(tf.io.decode_png(tf.io.read_file(path)).numpy())
+                pixels.append(tf.io.decode_png(tf.io.read_file(path), channels).numpy())
             except UNREADABLE:
                 return f"{path} is missing or damaged"
         image, mask = pixels
