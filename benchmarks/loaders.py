@@ -242,6 +242,7 @@ def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
     for name, loader in loaders.items():
         turns = take_turns(loader, limit)
+        print(f"{name}: {turns[-1][0][0]:.0f} images/s in its last pass", flush=True)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
         figures[limit_name]["passes"] += figures[name]["limit"]
         if is_first:

@@ -22,6 +22,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from turns import InTurns
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CORES = len(os.sched_getaffinity(0))
@@ -94,8 +96,10 @@ def draw_data(part: str, images: int = 240) -> Path:
         (data_root / "csv_file", [prepare, "--raw", drawn, "--data_root", data_root, *flags]),
     ]:
         if not made.exists():
-            words = [str(word) for word in (python_of(preparing), *command)]
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+            making = InTurns([python_of(preparing), *command], stdout=subprocess.DEVNULL)
+            if making.process.wait():
+                raise making.ended()
+            making.end()
     return data_root
 
 

@@ -24,8 +24,9 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "part1_tensorflow"))
 
-from dataloader import Load, augment, load_data_path, load_from_files, tf_dataset
+from dataloader import augment, load_data_path, tf_dataset
 from keras2 import tf
+from loading import Load, load_from_files
 from model import create_loss, create_model
 from results import describe_machine, spread
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dataloader import UNREADABLE, find_damaged_file
 from keras2 import tf
+from loading import UNREADABLE, find_damaged_file
 from utils import resume_command, stop
 
 # What the collective operations raise when a process or a machine that they wait for is gone.

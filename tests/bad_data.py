@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 class Bad(NamedTuple):
@@ -148,6 +148,13 @@ FILES = {
     "a mask with labels": Bad(
         lambda root: replace(
             first(root, "masks"), Image.fromarray(np.array(Image.open(first(root, "masks"))) // 255 * 3)
+        ),
+        ["{mask}"],
+        1,
+    ),
+    "a mask has become red": Bad(
+        lambda root: replace(
+            first(root, "masks"), ImageOps.colorize(Image.open(first(root, "masks")).convert("L"), "black", "red")
         ),
         ["{mask}"],
         1,

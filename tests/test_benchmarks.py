@@ -1,8 +1,11 @@
 """The benchmarks measure what they say: peers learn, train.py and the bare loop are timed, and tables are written."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
 from datetime import date
 from pathlib import Path
 
@@ -119,6 +122,21 @@ def test_the_profiler_tells_how_long_training_waits(data_root: Path, work_dir: P
     words = [python_of("part3_lightning"), "-c", WAITING, work_dir, *flags]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_photographs_are_drawn_leaves_no_process(tmp_path: Path) -> None:
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "sample_data.py", tmp_path)
+    (tmp_path / ".venv-pt").symlink_to(ROOT / ".venv-pt")
+    words = [python_of("part3_lightning"), "-c", "from results import draw_data; draw_data('part3_lightning', 2000)"]
+    drawing = subprocess.Popen(list(map(str, words)), cwd=tmp_path / "benchmarks", start_new_session=True)
+    folder = tmp_path / "data" / "bench" / "drawn_2000" / ".sample_data_tmp"
+    while drawing.poll() is None and len(list(folder.rglob("*.*"))) < 8:
+        time.sleep(0.1)
+    os.killpg(drawing.pid, signal.SIGINT)
+    assert drawing.wait(timeout=60) == 128 + signal.SIGINT
+    time.sleep(1)
+    assert subprocess.run(["pgrep", "-f", tmp_path], capture_output=True, text=True).stdout == ""
 
 
 def prepare_again(part: str, data_root: Path, work_dir: Path) -> Path:
