@@ -13,7 +13,7 @@ bfloat16. The peer of part 6 needs accelerate (benchmarks/requirements.txt).
 On a GPU there is only one length, the networks and photographs are larger, and there are no peers: float32 is compared
 with float16, bfloat16 and --compile, and, in parts 4 and 5, the ways to load and augment. Also measured is the share
 of all epochs in which the network waits for its loader, by Lightning's profiler; in the first one it has to wait for
-the processes that load. The table is then that of gpu.json, with the parts that are installed.
+the processes that load. Each part that is installed has a table of its own then, so that --parts can measure one anew.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Length(NamedTuple):
 LENGTHS = {  # by the table that they belong to
     "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
-    "gpu": Length(epochs=5, images=800, image_size=384, batch_size=32),  # too short for an IoU
+    "gpu": Length(epochs=6, images=1381, image_size=384, batch_size=16),  # as many to train with as the articles have
 }
 ENCODER = "efficientnet-b4" if ON_GPU else "resnet18"
 BF16 = {"bfloat16": ["--mixed_precision", "bf16"]} if ON_GPU or multiplies_bf16() else {}
@@ -89,7 +89,9 @@ PARTS = {
         ["--encoder", ENCODER.replace("-", ""), *SCRATCH, "--optimizer", "adamw"],
         FP32 | BF16 | FP16,
     ),
-    "part3_lightning": Part("smp_loop.py", "smp's loop, torchvision", [*UNET, "--loss", "dice"], FP32 | BF16 | FP16),
+    "part3_lightning": Part(
+        "smp_loop.py", "smp's loop, torchvision", [*UNET, "--loss", "dice"], FP32 | BF16 | FP16 | COMPILE
+    ),
     "part4_kornia": Part("", "", [*UNET, "--loss", "dice"], AUGMENT),
     "part5_dali": Part("", "", [*UNET, "--loss", "dice"], LOAD),
     "part6_segformer": Part(
@@ -190,44 +192,46 @@ def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
     return [*cells, f"{max(result.reached):.3f}"] if shows_reached else cells
 
 
+def write_table(name: str, length: Length, results: dict[str, dict[str, Result]], shows_reached: bool) -> None:
+    """Save what was measured of these parts as the table NAME."""
+    rows, bars, figures = [], {}, {}
+    for part, its in results.items():
+        for who, result in its.items():
+            rows.append([part, who, *cells_of(result, next(iter(its.values())), shows_reached)])
+            bars[f"{part}, {who}"] = result.epoch_seconds
+            figures[f"{part}, {who}"] = result._asdict()
+    networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
+    photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
+    size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
+    columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
+    columns += ["MB on the GPU", "waiting"] if ON_GPU else []
+    columns += ["IoU, part 7: segm mAP"] if shows_reached else []
+    packages = {"tensorflow" if part in TF_PARTS else "torch" for part in results}
+    machine = describe_machine(*sorted(packages, reverse=True))
+    save(name, machine, f"{networks}; {photographs}; {size}.", columns, rows, bars, "s an epoch", figures)
+
+
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 25 minutes")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=INSTALLED, help="measure these only, and print them"
+        "--parts", nargs="+", choices=PARTS, default=INSTALLED, help="only these; without a GPU, only printed"
     )
     args = parser.parse_args()
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
-    length, shows_reached = LENGTHS[table], table == "reached"
-    rows, bars, figures = [], {}, {}
+    length, shows_reached = LENGTHS[table], table != "training"
+    results = {}
     for part in args.parts:
-        results = measure(part, length, FP32 if table == "training" and PARTS[part].peer else PARTS[part].choices)
-        for name, result in results.items():
-            figures[f"{part}, {name}"] = result._asdict()
-            rows.append([part, name, *cells_of(result, next(iter(results.values())), shows_reached)])
-            bars[f"{part}, {name}"] = result.epoch_seconds
-            print(" | ".join(rows[-1]), flush=True)
-    if args.parts == INSTALLED:
-        networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
-        photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
-        size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
-        columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
-        columns += [
-            *(["MB on the GPU", "waiting"] if ON_GPU else []),
-            *(["IoU, part 7: segm mAP"] if shows_reached else []),
-        ]
-        packages = {"tensorflow" if part in TF_PARTS else "torch" for part in args.parts}
-        save(
-            table,
-            describe_machine(*sorted(packages, reverse=True)),
-            f"{networks}; {photographs}; {size}.",
-            columns,
-            rows,
-            bars,
-            "s an epoch",
-            figures,
-        )
+        choices = FP32 if table == "training" and PARTS[part].peer else PARTS[part].choices
+        results[part] = measure(part, length, choices)
+        for who, result in results[part].items():
+            cells = cells_of(result, next(iter(results[part].values())), shows_reached)
+            print(" | ".join([part, who, *cells]), flush=True)
+        if ON_GPU:
+            write_table(f"gpu_{part}", length, {part: results[part]}, shows_reached)
+    if not ON_GPU and args.parts == INSTALLED:
+        write_table(table, length, results, shows_reached)
 
 
 if __name__ == "__main__":

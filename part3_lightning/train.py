@@ -8,7 +8,6 @@ import argparse
 import difflib
 import logging
 import pickle
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import MetricsLog, PredictionGrid, StopIfNotFinite, create_logger
 from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
+from compiling import ValidateUncompiled, check_compiler, compile_network
 from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
 from folds import fold_or_all, train_all_folds
 from losses import LOSSES
@@ -74,8 +74,7 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"argument --encoder: {args.encoder!r} is none of smp (similar: {similar}) nor tu-<one of timm>")
     if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_file():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a file")
-    if args.compile and not shutil.which("g++"):
-        parser.error("argument --compile: torch.compile needs g++ (on Debian and Ubuntu: apt install g++)")
+    check_compiler(parser, args)
     return args
 
 
@@ -95,7 +94,7 @@ def create_model(args: argparse.Namespace) -> SegmentationModel:
             f"--arch {args.arch}, --encoder {args.encoder} and --encoder_weights {weights} do not go together: {error}"
         )
     if args.compile:
-        model.network.compile()  # in place, so that checkpoints are the same with and without
+        compile_network(model.network, args)
     return model
 
 
@@ -179,6 +178,7 @@ def main() -> None:
             MetricsLog(run_dir, rows, args.early_stopping),
             PredictionGrid(run_dir, *data.sample_batch(8)),
             *([EMAWeightAveraging(decay=args.ema)] if args.ema else []),
+            *([ValidateUncompiled()] if args.compile else []),
             *([RichProgressBar(leave=False)] if sys.stdout.isatty() else []),
             StopOnSignal(last),
             Checkpoints(last, rows),

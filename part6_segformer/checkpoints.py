@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import on_any_process
@@ -40,6 +41,23 @@ def epochs_done(last: Path) -> int:
         stop(f"--resume: {last} is damaged, or not of train.py ({reason}); start again in another --work_dir")
 
 
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints straight to their file.
+
+    Lightning's own makes them twice in memory first, so that no half one is left; `save_beside` sees to that here.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write it; raises OSError if the disk is full."""
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's, when it closes what it could not write
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def save_beside(trainer: pl.Trainer, last: Path) -> Path:
     """Save all that is needed to go on, in a file to be renamed: a kill in between leaves the one before."""
     beside = last.with_suffix(".tmp")
@@ -59,6 +77,9 @@ class Checkpoints(Checkpoint):
         self.last, self.best = last, last.with_name("best.ckpt")
         self.rows = rows
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = PlainCheckpointIO()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         beside = save_beside(trainer, self.last)
         if not trainer.is_global_zero:
@@ -69,8 +90,7 @@ class Checkpoints(Checkpoint):
             # From the file, because --ema puts its averages there in the place of the weights.
             everything = torch.load(beside, map_location="cpu", weights_only=True)
             names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
-            with best_beside.open("wb") as file:  # Python's own, which says so when the disk is full
-                torch.save({name: everything[name] for name in names}, file)
+            trainer.strategy.checkpoint_io.save_checkpoint({name: everything[name] for name in names}, best_beside)
             best_beside.replace(self.best)
         # Last of all: of a run that is killed before this, --resume repeats the epoch, and its best.ckpt as well.
         beside.replace(self.last)

@@ -6,7 +6,6 @@ https://hphuongdhsp.github.io/ml-blog/pytorchlightning/semanticsegmentation/deep
 
 import argparse
 import logging
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import MetricsLog, PredictionGrid, StopIfNotFinite, create_logger
 from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
+from compiling import ValidateUncompiled, check_compiler, compile_network
 from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
 from folds import fold_or_all, train_all_folds
 from losses import LOSSES
@@ -75,8 +75,7 @@ def parse_args() -> argparse.Namespace:
         if args.fold == "all":
             parser.error("argument --push_to_hub: not with --fold all, whose folds would overwrite one another")
         check_login(args.push_to_hub)
-    if args.compile and not shutil.which("g++"):
-        parser.error("argument --compile: torch.compile needs g++ (on Debian and Ubuntu: apt install g++)")
+    check_compiler(parser, args)
     return args
 
 
@@ -96,7 +95,7 @@ def create_model(args: argparse.Namespace, last: Path) -> SegmentationModel:
             )
         stop(f"{wanted}: {first_line(error)}")
     if args.compile:
-        model.network.compile()  # in place, so that checkpoints are the same with and without
+        compile_network(model.network, args)
     return model
 
 
@@ -180,6 +179,7 @@ def main() -> None:
             MetricsLog(run_dir, rows, args.early_stopping),
             PredictionGrid(run_dir, *data.sample_batch(8)),
             *([EMAWeightAveraging(decay=args.ema)] if args.ema else []),
+            *([ValidateUncompiled()] if args.compile else []),
             *([RichProgressBar(leave=False)] if sys.stdout.isatty() else []),
             StopOnSignal(last),
             Checkpoints(last, rows),

@@ -96,9 +96,10 @@ def test_train_takes_the_flags_of_the_table_of_a_gpu(part: str, data_root: Path)
     words = [python_of(part), "-c", GPU, part, data_root]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.endswith("384 32")]
+    lines = [line for line in done.stdout.splitlines() if line.endswith("384 16")]
     precisions = {line.split()[-3] for line in lines}
     assert precisions == ({"fp16"} if part in ("part4_kornia", "part5_dali") else {"fp32", "bf16", "fp16"}), done.stdout
+    assert f"<!-- gpu_{part}: " in (BENCHMARKS / "README.md").read_text()  # where the table goes
 
 
 WAITING = """

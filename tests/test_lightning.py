@@ -166,6 +166,19 @@ def test_other_flags_train(part: Part, data_root: Path, work_dir: Path) -> None:
     assert "run_training_batch" in next((run_dir / "logs").glob("*profile*.txt")).read_text()
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
+def test_a_translated_network_trains_like_itself(part: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, *SMALL, "--encoder", "tu-test_resnet", "--limit_batches", 3]  # soon translated
+    losses = []
+    for run, flags in {"as it is": [], "translated": ["--compile"]}.items():
+        part.run("train.py", *args, "--work_dir", work_dir / run, "--epochs", 1, *flags)
+        losses.append(pd.read_csv(work_dir / run / "lightning" / "logs" / "metrics.csv")["train_loss"].iloc[-1])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    # Its checkpoint is one of the network as it is.
+    part.run("train.py", *args, "--work_dir", work_dir / "translated", "--epochs", 2, "--resume")
+    assert len(pd.read_csv(work_dir / "translated" / "lightning" / "logs" / "metrics.csv")) == 2
+
+
 def test_too_few_values_to_normalise_are_told(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, "--limit_batches", 1]
     done = part.run("train.py", *args, "--image_size", 32, "--batch_size", 1, code=2)
