@@ -53,9 +53,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
             with Path(path).open("wb") as file:
                 torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's, when it closes what it could not write
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+            raise (error.__context__ or error) from None
 
 
 def save_beside(trainer: pl.Trainer, last: Path) -> Path:

@@ -150,8 +150,11 @@ class EpochEnd(Hook):
         best_beside.unlink(missing_ok=True)  # of a run that ended while it wrote it
         if is_best:
             everything = torch.load(weights / "last.tmp", map_location="cpu", weights_only=True)
-            with best_beside.open("wb") as file:  # Python's own, which says so when the disk is full
-                torch.save({name: everything[name] for name in ["meta", "state_dict"]}, file)
+            try:
+                with best_beside.open("wb") as file:
+                    torch.save({name: everything[name] for name in ["meta", "state_dict"]}, file)
+            except RuntimeError as error:  # torch's, when it closes what it could not write
+                raise (error.__context__ or error) from None
             best_beside.replace(weights / "best.pth")
         # Last of all: if the run is killed before this, --resume repeats the epoch, and writes its best.pth again.
         (weights / "last.tmp").replace(weights / "last.pth")
