@@ -25,7 +25,7 @@ from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
 STARTS, ROUNDS, STEPS = 2, 4, 4
-LONG, COMPARED, LONG_STEPS = 50, 9, 3
+LONG, COMPARED, LONG_STEPS = 50, 9, 2
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
 PARTS: dict[str, list[Any]] = {
