@@ -6,13 +6,16 @@ import shutil
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 
 def check_compiler(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Leave with a message if --compile is given, and there is no compiler for what torch.compile writes."""
+    """Leave with a message if --compile is given, and what torch.compile writes could not be compiled."""
     if args.compile and not shutil.which("g++"):
         parser.error("argument --compile: torch.compile needs g++ (on Debian and Ubuntu: apt install g++)")
+    if args.compile and " " in torch.__file__ and not torch.cuda.is_available():
+        parser.error(f"argument --compile: on a CPU, torch must be in a path without a space, not in {torch.__file__}")
 
 
 def compile_network(network: nn.Module, args: argparse.Namespace) -> None:
@@ -27,6 +30,8 @@ def compile_network(network: nn.Module, args: argparse.Namespace) -> None:
     """
     adds_up = args.accumulate_grad_batches > 1 or len(args.device) * args.num_nodes > 1
     network.compile(mode="default" if adds_up else "reduce-overhead")
+    if rank_zero_only.rank == 0:
+        print("--compile: the first step takes minutes, in which torch translates the network", flush=True)
 
 
 class ValidateUncompiled(Callback):
