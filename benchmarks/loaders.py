@@ -8,8 +8,8 @@ of bytes, which are normalised on the network's side, but in part 4, whose augme
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
 small sources are augmented more, and one for part 7. Part 6 has part 3's loader. What is compared starts three times,
-one group after the other: processes of the same code differ by several percent for as long as they live, and for
-minutes at a time a machine slows some down more than others. Needs all environments (make setup).
+one group after the other, because processes of the same code differ by several percent for as long as they live. Needs
+all environments (make setup).
 """
 
 import argparse

@@ -12,9 +12,11 @@ from torch import nn
 
 def check_compiler(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Leave with a message if --compile is given, and what torch.compile writes could not be compiled."""
-    if args.compile and not shutil.which("g++"):
+    if not args.compile:
+        return
+    if not shutil.which("g++"):
         parser.error("argument --compile: torch.compile needs g++ (on Debian and Ubuntu: apt install g++)")
-    if args.compile and " " in torch.__file__ and not torch.cuda.is_available():
+    if " " in torch.__file__ and not torch.cuda.is_available():  # it does not quote the path that it links to
         parser.error(f"argument --compile: on a CPU, torch must be in a path without a space, not in {torch.__file__}")
 
 
@@ -31,7 +33,7 @@ def compile_network(network: nn.Module, args: argparse.Namespace) -> None:
     adds_up = args.accumulate_grad_batches > 1 or len(args.device) * args.num_nodes > 1
     network.compile(mode="default" if adds_up else "reduce-overhead")
     if rank_zero_only.rank == 0:
-        print("--compile: the first step takes minutes, in which torch translates the network", flush=True)
+        print("--compile: the first step may take minutes, in which torch translates the network", flush=True)
 
 
 class ValidateUncompiled(Callback):
