@@ -7,9 +7,9 @@ limit, and then while a network trains. What is counted are augmented batches, i
 of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
-small sources are augmented more, and one for part 7. Part 6 has part 3's loader. What is compared starts three times,
-one group after the other, because processes of the same code differ by several percent for as long as they live. Needs
-all environments (make setup).
+small sources are augmented more, and one for part 7. What is compared starts three times, one group after the other,
+because processes of the same code differ by several percent for as long as they live. Needs all environments (make
+setup).
 """
 
 import argparse
