@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from augmentation import Augmentation
 from model import Normalize
+from shared_memory import stack
 from transform import valid_transform
 from utils import stop
 
@@ -59,24 +60,6 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
         if not path or path.startswith("/") or ".." in path.split("/"):
             stop(f"{file}: {path!r} is no file below {data_root}; {PREPARE_AGAIN}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
-
-
-def find_folds(train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> list[str]:
-    """The folds that data_preparation.py --folds wrote; leaves with a message if it wrote none."""
-    tables = [train_paths, valid_paths]
-    folds = {fold for table in tables for fold in table.get("fold", []) if fold.isdecimal()}
-    if len(folds) < 2:
-        stop("--fold: the data has no folds; data_preparation.py --folds 5 makes five")
-    return sorted(folds, key=int)
-
-
-def split_by_fold(train_paths: pd.DataFrame, valid_paths: pd.DataFrame, fold: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All folds but one for training, and that one for validation; leaves with a message if there is none."""
-    folds = find_folds(train_paths, valid_paths)
-    if fold not in folds:
-        stop(f"--fold {fold}: there is no such fold, only {', '.join(folds)}")
-    paths = pd.concat([valid_paths, train_paths]).sort_values("images")
-    return paths[paths["fold"] != fold], paths[paths["fold"] == fold]
 
 
 def read_png(path: str, flags: int) -> np.ndarray:
@@ -175,10 +158,11 @@ def collate(samples: list[Sample], augmentation: Augmentation | None = None) -> 
     With `augmentation`, for --augment_on cpu, it is augmented here, in one of the loader's processes.
     """
     all_images, all_masks, places = zip(*samples, strict=True)
+    if augmentation is None:
+        return [stack(all_images), stack(all_masks), places[0]]
     images, masks = torch.from_numpy(np.stack(all_images)), torch.from_numpy(np.stack(all_masks))
-    if augmentation is not None:
-        images, masks = augmentation(images, masks, *places[0])
-    return [images, masks, places[0]]
+    images, masks = augmentation(images, masks, *places[0])
+    return [stack(list(images.numpy())), stack(list(masks.numpy())), places[0]]
 
 
 def ignore_ctrl_c(worker: int) -> None:

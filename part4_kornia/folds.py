@@ -1,4 +1,4 @@
-"""--fold all: train all folds in turn, and see how much the result depends on the split."""
+"""--fold: validate with one of several folds, or each in turn: how much does the result depend on the split?"""
 
 import argparse
 import os
@@ -19,6 +19,24 @@ def fold_or_all(text: str) -> str:
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a fold nor 'all'")
     return text
+
+
+def find_folds(train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> list[str]:
+    """The folds that data_preparation.py --folds wrote; leaves with a message if it wrote none."""
+    tables = [train_paths, valid_paths]
+    folds = {fold for table in tables for fold in table.get("fold", []) if fold.isdecimal()}
+    if len(folds) < 2:
+        stop("--fold: the data has no folds; data_preparation.py --folds 5 makes five")
+    return sorted(folds, key=int)
+
+
+def split_by_fold(train_paths: pd.DataFrame, valid_paths: pd.DataFrame, fold: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All folds but one for training, and that one for validation; leaves with a message if there is none."""
+    folds = find_folds(train_paths, valid_paths)
+    if fold not in folds:
+        stop(f"--fold {fold}: there is no such fold, only {', '.join(folds)}")
+    paths = pd.concat([valid_paths, train_paths]).sort_values("images")
+    return paths[paths["fold"] != fold], paths[paths["fold"] == fold]
 
 
 def train_all_folds(args: argparse.Namespace, run_dir: Path, folds: list[str]) -> None:

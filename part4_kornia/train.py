@@ -23,8 +23,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from callbacks import MetricsLog, PredictionGrid, StopIfNotFinite, create_logger
 from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
 from compiling import ValidateUncompiled, check_compiler, compile_network
-from dataloader import NailDataModule, find_folds, load_data_path, split_by_fold
-from folds import fold_or_all, train_all_folds
+from dataloader import NailDataModule, load_data_path
+from folds import find_folds, fold_or_all, split_by_fold, train_all_folds
 from losses import LOSSES
 from memory import keep_freed_memory
 from model import ARCHS, ENCODERS, MODELS, SegmentationModel, is_encoder

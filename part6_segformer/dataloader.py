@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from model import Normalize
+from shared_memory import stack
 from transform import seed_transform, train_transform, valid_transform
 from utils import stop
 
@@ -55,24 +56,6 @@ def load_data_path(data_root: Path, csv_file: str) -> pd.DataFrame:
         if not path or path.startswith("/") or ".." in path.split("/"):
             stop(f"{file}: {path!r} is no file below {data_root}; {PREPARE_AGAIN}")
     return table.assign(images=f"{data_root}/" + table["images"], masks=f"{data_root}/" + table["masks"])
-
-
-def find_folds(train_paths: pd.DataFrame, valid_paths: pd.DataFrame) -> list[str]:
-    """The folds that data_preparation.py --folds wrote; leaves with a message if it wrote none."""
-    tables = [train_paths, valid_paths]
-    folds = {fold for table in tables for fold in table.get("fold", []) if fold.isdecimal()}
-    if len(folds) < 2:
-        stop("--fold: the data has no folds; data_preparation.py --folds 5 makes five")
-    return sorted(folds, key=int)
-
-
-def split_by_fold(train_paths: pd.DataFrame, valid_paths: pd.DataFrame, fold: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All folds but one for training, and that one for validation; leaves with a message if there is none."""
-    folds = find_folds(train_paths, valid_paths)
-    if fold not in folds:
-        stop(f"--fold {fold}: there is no such fold, only {', '.join(folds)}")
-    paths = pd.concat([valid_paths, train_paths]).sort_values("images")
-    return paths[paths["fold"] != fold], paths[paths["fold"] == fold]
 
 
 def read_png(path: str, flags: int) -> np.ndarray:
@@ -174,6 +157,11 @@ class ShuffledEpochs(Sampler):
         return self.used // self.ranks
 
 
+def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> list[torch.Tensor]:
+    """A batch: images uint8 (N, S, S, 3), and masks uint8 (N, S, S)."""
+    return [stack(arrays) for arrays in zip(*samples, strict=True)]
+
+
 def ignore_ctrl_c(worker: int) -> None:
     """A terminal sends Ctrl-C to all processes; the main one decides when the loader's have done their work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -237,6 +225,7 @@ class NailDataModule(pl.LightningDataModule):
             dataset,
             self.args.batch_size // self.devices,
             sampler=sampler,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_ctrl_c,

@@ -34,9 +34,8 @@ def train_transform(image_size: int) -> list[Step]:
         {"type": "CheckSize"},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomResize", "scale": square, "ratio_range": (0.8, 1.2), "keep_ratio": True},
-        {
-            "type": "YOLOXHSVRandomAug"
-        },  # hue, saturation, brightness; before the flip, which leaves what OpenCV does not take
+        # Hue, saturation, brightness; before the flip, which leaves what OpenCV does not take.
+        {"type": "YOLOXHSVRandomAug"},
         {"type": "RandomFlip", "prob": [0.25, 0.25, 0.25], "direction": ["horizontal", "vertical", "diagonal"]},
         # Of a photograph that became larger, a part; and boxes are drawn anew around what is left of the masks.
         {"type": "RandomCrop", "crop_size": square, "recompute_bbox": True, "allow_negative_crop": True},

@@ -41,6 +41,7 @@ SHARED_AMONG = {
     "loading.py": "12",
     "model.py": "345",
     "predict.py": "3456",
+    "shared_memory.py": "3456",
     "transform.py": "356",
 }
 # Installed under one name, imported under another.

@@ -53,7 +53,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from dataloader import NailDataset, ShuffledEpochs, load_data_path
+from dataloader import NailDataset, ShuffledEpochs, collate, load_data_path
 paths = load_data_path(Path(sys.argv[1]), "train.csv")
 
 def batches(workers, epochs=(0, 1), seed=1, cache=False, start=(0, 0), rank=0, ranks=1):
@@ -62,7 +62,9 @@ def batches(workers, epochs=(0, 1), seed=1, cache=False, start=(0, 0), rank=0, r
         dataset.cache(2)
     sampler = ShuffledEpochs(len(paths), 16, seed, rank, ranks)
     sampler.start = start
-    loader = DataLoader(dataset, 8 // ranks, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        dataset, 8 // ranks, sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+    )
     found = []
     for epoch in epochs:
         sampler.set_epoch(epoch)
