@@ -162,6 +162,7 @@ def collate(samples: list[Sample], augmentation: Augmentation | None = None) -> 
         return [stack(all_images), stack(all_masks), places[0]]
     images, masks = torch.from_numpy(np.stack(all_images)), torch.from_numpy(np.stack(all_masks))
     images, masks = augmentation(images, masks, *places[0])
+    # Once more, to the memory that is shared.
     return [stack(list(images.numpy())), stack(list(masks.numpy())), places[0]]
 
 
@@ -237,7 +238,7 @@ class NailDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_ctrl_c,
-            pin_memory=self.args.device[0] != "cpu",  # the copy to the GPU then goes on beside
+            pin_memory=self.args.device[0] != "cpu",  # the copy to the GPU can then run while it computes
             generator=torch.Generator(),  # of its own: else it would draw from the numbers of dropout
         )
 

@@ -257,7 +257,7 @@ class NailDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_ctrl_c,
-            pin_memory=self.args.device[0] != "cpu",  # the copy to the GPU then goes on beside
+            pin_memory=self.args.device[0] != "cpu",  # the copy to the GPU can then run while it computes
             generator=torch.Generator(),  # of its own: else it would draw from the numbers of dropout
         )
 

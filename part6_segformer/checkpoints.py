@@ -181,7 +181,7 @@ def errors_in_words(last: Path) -> Iterator[None]:
         if "DataLoader worker" in str(error) and StopOnSignal.signals:  # schedulers end all processes of a job
             leave_interrupted(last)
         if "DataLoader worker" in str(error):
-            reason = "by a signal, or for want of memory (fewer --workers need less; in a container, see --shm-size)"
+            reason = "by a signal, or for want of memory (fewer --workers need less)"
             stop(f"a process that loads photographs was killed, {reason}. {go_on}", code=1)
         if "DefaultCPUAllocator" in str(error):  # of memory that is not a GPU's
             stop(OUT_OF_MEMORY, code=1)

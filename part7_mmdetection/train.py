@@ -86,14 +86,14 @@ def choose_hardware(args: argparse.Namespace) -> None:
 
 
 def schedule(total: int) -> list[dict[str, Any]]:
-    """A learning rate that rises over the first of `total` steps, stays, and falls along a cosine in the second half.
+    """A learning rate that rises in the first tenth of `total` steps, stays, and falls in the second half.
 
-    That is the schedule of RTMDet (arXiv 2212.07784). With a cosine from the start, the small config found less.
+    Its shape is that of RTMDet's (arXiv 2212.07784). With a cosine from the start, the small config found less.
     """
     rising, falling = min(500, total // 10), total // 2
     rise = {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": rising}
     fall = {"type": "CosineAnnealingLR", "eta_min_ratio": 0.01, "by_epoch": False, "begin": falling, "end": total}
-    return [rise, fall] if rising else [fall]
+    return [rise, fall] if rising > 1 else [fall]  # in a single step it would not rise
 
 
 def create_config(args: argparse.Namespace, run_dir: Path, rows: list[dict[str, float]], processes: int) -> Config:

@@ -34,11 +34,12 @@ def train_transform(image_size: int) -> list[Step]:
         {"type": "CheckSize"},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomResize", "scale": square, "ratio_range": (0.8, 1.2), "keep_ratio": True},
-        # Hue, saturation, brightness; before the flip, which leaves what OpenCV does not take.
+        # Hue, saturation, brightness; before the flip, whose negative strides OpenCV does not take.
         {"type": "YOLOXHSVRandomAug"},
         {"type": "RandomFlip", "prob": [0.25, 0.25, 0.25], "direction": ["horizontal", "vertical", "diagonal"]},
         # Of a photograph that became larger, a part; and boxes are drawn anew around what is left of the masks.
         {"type": "RandomCrop", "crop_size": square, "recompute_bbox": True, "allow_negative_crop": True},
+        # keep_empty=False keeps a photograph on which no nail is left; True would drop it.
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "PackDetInputs", "meta_keys": META_KEYS},
     ]

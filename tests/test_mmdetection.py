@@ -235,6 +235,36 @@ def test_rtmdet_trains_too(part: Part, data_root: Path, work_dir: Path) -> None:
     part.run("predict.py", "--weights", weights, "--images", data_root)
 
 
+SCHEDULE = """
+import ops
+import torch
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from train import schedule
+
+for total in [*range(1, 41), 600]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    kinds = {"LinearLR": LinearLR, "CosineAnnealingLR": CosineAnnealingLR}
+    schedulers = [kinds[its.pop("type")](optimizer, **its) for its in schedule(total)]
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert max(rates) > 0.99, (total, rates)
+    middle = total // 2
+    assert rates[middle:] == sorted(rates[middle:], reverse=True), (total, rates)
+    if total >= 20:
+        assert rates[0] < 0.02 and rates[middle] > 0.99 and rates[-1] < 0.1, (total, rates)
+print("fine")
+"""
+
+
+def test_the_learning_rate_rises_however_short_a_run_is(part: Part) -> None:
+    (part.folder / "rates.py").write_text(SCHEDULE)
+    assert part.run("rates.py").stdout.splitlines()[-1] == "fine"
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 2, "--learning_rate", 1e30]
     done = part.run("train.py", *args, code=1)
