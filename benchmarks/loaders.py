@@ -76,7 +76,8 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-WARM_UP, PASSES, SECONDS = 1, 3, 7  # of a loader and its limit in turns after a start, the last two at least
+# Of a loader and its limit in turns after a start: passes at least, and seconds at least if the two are compared.
+WARM_UP, PASSES, SECONDS = 1, 3, 12
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
@@ -223,10 +224,10 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
-def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
-    """What both answer to "speed", for some seconds."""
+def take_turns(loader: Measurer, limit: Measurer, seconds: float) -> list[list[Any]]:
+    """What both answer to "speed", for so many seconds at least."""
     began, turns = time.perf_counter(), []
-    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < SECONDS:
+    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < seconds:
         turns.append([process.ask("speed") for process in (loader, limit)])
     return turns[WARM_UP:]
 
@@ -241,7 +242,7 @@ def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
         process.ask("ready")
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
     for name, loader in loaders.items():
-        turns = take_turns(loader, limit)
+        turns = take_turns(loader, limit, 0 if START_ONCE & set(loader.words) else SECONDS)
         print(f"{name}: {turns[-1][0][0]:.0f} images/s in its last pass", flush=True)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
         figures[limit_name]["passes"] += figures[name]["limit"]
