@@ -77,7 +77,7 @@ BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
 # Of a loader and its limit in turns after a start: passes at least, and seconds at least if the two are compared.
-WARM_UP, PASSES, SECONDS = 1, 3, 12
+WARM_UP, PASSES, SECONDS = 1, 3, 10
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
