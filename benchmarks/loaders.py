@@ -8,8 +8,7 @@ of bytes, which are normalised on the network's side, but in part 4, whose augme
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
 small sources are augmented more, and one for part 7. What is compared starts three times, one group after the other,
-because processes of the same code differ by several percent for as long as they live. Needs all environments (make
-setup).
+because processes of the same code differ by several percent. Needs all environments (make setup).
 """
 
 import argparse
@@ -76,8 +75,7 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-# Of a loader and its limit in turns after a start: passes at least, and seconds at least if the two are compared.
-WARM_UP, PASSES, SECONDS = 1, 3, 10
+WARM_UP, PASSES, SECONDS = 1, 3, 10  # in turns, after a start: at least so many passes and, if compared, seconds
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
