@@ -15,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -25,6 +25,7 @@ from runs import epochs_since_best, write_metrics
 from utils import stop
 
 GRID_EVERY = 5  # epochs from one grid of predictions to the next
+READ_EVERY = 20  # steps from one look at what a GPU has worked out to the next
 
 
 def create_logger(args: argparse.Namespace, run_dir: Path) -> Logger | bool:
@@ -43,27 +44,66 @@ def create_logger(args: argparse.Namespace, run_dir: Path) -> Logger | bool:
     return False
 
 
+def is_time_to_read(trainer: pl.Trainer) -> bool:
+    """Whether to look, after this step, at what the device has worked out.
+
+    A GPU works while Python already prepares the next step. To read a result is to wait until it has finished; then it
+    has nothing left to do, and waits for Python in its turn. After each step, that took a quarter of the time.
+    """
+    on_gpu = trainer.strategy.root_device.type != "cpu"
+    return not on_gpu or trainer.global_step % READ_EVERY == 0 or trainer.is_last_batch
+
+
 def on_any_process(trainer: pl.Trainer, happened: bool) -> bool:
     """Whether it happened in any of the processes: they have to stop together, or wait for each other for ever."""
     return trainer.strategy.reduce_boolean_decision(happened, all=False)
 
 
+class ProgressBar(RichProgressBar):
+    """Lightning's, that is not drawn a hundred times a second, and does not read the loss after each step."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10, leave=False)  # a second
+        self.metrics: dict[str, Any] = {}  # that it shows
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        if is_time_to_read(trainer):
+            self.metrics = super().get_metrics(trainer, pl_module)
+        return self.metrics
+
+
 class StopIfNotFinite(Callback):
-    """Ends the run at the first loss that is nan or infinite, before weights that make such losses are saved."""
+    """Ends the run after a loss that is nan or infinite, before weights that make such losses are saved."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []  # of the steps since the last look
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.check(trainer, outputs["loss"], f"at step {batch_idx + 1} of this epoch")
+        self.losses.append(outputs["loss"])
+        if is_time_to_read(trainer):
+            self.check_steps(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.losses:  # within an epoch, when the run is interrupted
+            self.check_steps(trainer)
+
+    def check_steps(self, trainer: pl.Trainer) -> None:
+        """Leave with a message if one of the last losses is."""
+        losses, self.losses = torch.stack(self.losses), []
+        self.check(trainer, losses, f"by step {trainer.fit_loop.batch_idx + 1} of this epoch")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer, trainer.callback_metrics["val_loss"], "in validation")
 
-    def check(self, trainer: pl.Trainer, loss: torch.Tensor, where: str) -> None:
-        """Leave with a message if it is."""
-        if on_any_process(trainer, not torch.isfinite(loss)):
+    def check(self, trainer: pl.Trainer, losses: torch.Tensor, when: str) -> None:
+        """Leave with a message if one of these losses is."""
+        if on_any_process(trainer, not torch.isfinite(losses).all()):
             stop(
-                f"the loss is nan or infinite {where}. Start again in another --work_dir, with a smaller "
+                f"the loss is nan or infinite {when}. Start again in another --work_dir, with a smaller "
                 "--learning_rate, with --gradient_clip 1, or with --mixed_precision False",
                 code=1,
             )

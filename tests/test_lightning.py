@@ -1,6 +1,12 @@
 """Part 3, from a copied folder: batches, losses, flags, folds, prediction in tiles; and all of lightning_tests.py."""
 
+import contextlib
+import os
+import pty
+import re
 import shutil
+import subprocess
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +197,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, wor
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--learning_rate", "1e30", "--epochs", 3]
     done = part.run("train.py", *args, "--loss", "cross_entropy", code=1)
     assert "--learning_rate" in done.stderr and ("nan" in done.stderr or "inf" in done.stderr)
+
+
+def test_in_a_terminal_a_bar_shows_steps_and_loss(part: Part, data_root: Path, work_dir: Path) -> None:
+    screen, terminal = pty.openpty()  # what is written to the second is read from the first
+    termios.tcsetwinsize(terminal, (30, 120))
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, "--limit_batches", 3]
+    command = [str(part.python), "train.py", *map(str, args)]
+    process = subprocess.Popen(command, cwd=part.folder, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    printed = b""
+    with contextlib.suppress(OSError):  # how Linux says that nobody is left to write
+        while text := os.read(screen, 4096):
+            printed += text
+    os.close(screen)
+    assert process.wait() == 0, printed.decode()
+    assert re.search(r"3/3 [^\r\n]*train_loss: \d\.\d", printed.decode())
+    assert "epoch 1/1" in printed.decode()
 
 
 def test_no_network_is_said_at_once(part: Part, data_root: Path, work_dir: Path) -> None:
