@@ -56,7 +56,7 @@ class Length(NamedTuple):
 
 
 LENGTHS = {  # by the table that they belong to
-    "training": Length(epochs=4, images=80, image_size=96, batch_size=4),
+    "training": Length(epochs=4, images=60, image_size=96, batch_size=4),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
     "gpu": Length(epochs=6, images=1381, image_size=384, batch_size=16),  # as many to train with as the articles have
 }

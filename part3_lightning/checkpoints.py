@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from callbacks import is_time_to_read, on_any_process
+from callbacks import on_any_process
 from dataloader import DamagedFile
 from runs import epochs_since_best
 from utils import resume_command, stop
@@ -135,9 +135,6 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Several GPUs do not ask each other after each step, because they would have to wait for the answer.
-        if trainer.world_size > 1 and not is_time_to_read(trainer):
-            return
         if not on_any_process(trainer, self.signals > 0):
             return
         # Not after an epoch's last step: its validation comes first, and on_train_epoch_start stops the run. And not
