@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks import MetricsLog, PredictionGrid, ProgressBar, StopIfNotFinite, create_logger
 from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
-from compiling import ValidateUncompiled, check_compiler, compile_network
+from compiling import RecordPasses, ValidateUncompiled, check_compiler, compile_network
 from dataloader import NailDataModule, load_data_path
 from folds import find_folds, fold_or_all, split_by_fold, train_all_folds
 from losses import LOSSES
@@ -178,7 +178,7 @@ def main() -> None:
             MetricsLog(run_dir, rows, args.early_stopping),
             PredictionGrid(run_dir, *data.sample_batch(8)),
             *([EMAWeightAveraging(decay=args.ema)] if args.ema else []),
-            *([ValidateUncompiled()] if args.compile else []),
+            ValidateUncompiled() if args.compile else RecordPasses(args),
             *([ProgressBar()] if sys.stdout.isatty() else []),
             StopOnSignal(last),
             Checkpoints(last, rows),

@@ -1,7 +1,8 @@
-"""torch.compile, the flag --compile: translates the network once; training is then faster, above all on a GPU."""
+"""Giving a GPU the work of a step at once: recorded passes and, with the flag --compile, torch.compile."""
 
 import argparse
 import shutil
+import warnings
 
 import pytorch_lightning as pl
 import torch
@@ -20,18 +21,85 @@ def check_compiler(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f"argument --compile: on a CPU, torch must be in a path without a space, not in {torch.__file__}")
 
 
+def adds_up(args: argparse.Namespace) -> bool:
+    """Whether these flags add gradients up, over batches or devices: not to be done in the memory of a CUDA graph,
+    which the next pass writes to.
+    """
+    return args.accumulate_grad_batches > 1 or len(args.device) * args.num_nodes > 1
+
+
+def waits_for_results(network: nn.Module, images: torch.Tensor) -> bool:
+    """Whether Python looks at what the GPU has worked out during a pass, or brings numbers there itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        network(images).float().mean().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        network.zero_grad()
+    return False
+
+
+class RecordPasses(Callback):
+    """Records what the network does on a GPU once, in training and in validation, and from then on plays it back.
+
+    Python hands a GPU its work piece by piece, some thousand pieces a step, and a fast one waits for it. A record,
+    which is a CUDA graph, is handed over in one go. It is for batches of one size; others are passed as without it.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """`args`: the flags accumulate_grad_batches, batch_size, device, image_size and num_nodes."""
+        self.is_possible = args.device[0] != "cpu" and not adds_up(args)
+        self.shape = (args.batch_size, 3, args.image_size, args.image_size)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """While no loader is at work yet, whose threads would disturb the recording."""
+        if not self.is_possible:
+            return
+        network, plain = pl_module.network, pl_module.network.forward
+        images = torch.zeros(self.shape, device=pl_module.device).to(memory_format=torch.channels_last)
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        with trainer.precision_plugin.forward_context():
+            if waits_for_results(network, images):
+                trainer.print("this network cannot be recorded as a CUDA graph; a fast GPU will wait for Python")
+            else:
+                self.record(network, images)
+                recorded = network.forward
+                network.forward = lambda batch: (recorded if batch.shape == self.shape else plain)(batch)
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # such as BatchNorm's averages: these passes were only a trial
+
+    def record(self, network: nn.Module, images: torch.Tensor) -> None:
+        """Replace the network's forward by one that plays back, in training and in validation."""
+        # Gradients are recorded on a stream of their own; that the main one has to wait for it is as it should be.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        with torch.no_grad():
+            torch.cuda.make_graphed_callables(network, (images,))
+        for module, training in modes:
+            module.training = training
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the record: it reads the weights where they lay in training."""
+        vars(pl_module.network).pop("forward", None)
+
+
 def compile_network(network: nn.Module, args: argparse.Namespace) -> None:
     """Have the network translated when it is first used; in place, so that checkpoints are the same with and without.
 
-    Python hands a GPU its work piece by piece, and a fast one waits for it. In the mode "reduce-overhead" torch.compile
-    records the pieces of a pass, and from then on hands over all of them at once, as a CUDA graph. A graph has the same
-    memory each time, also for the gradients: where they are added up, over batches or devices, there is none.
+    In the mode "reduce-overhead" torch.compile then records it, too.
 
     Args:
         args: the flags accumulate_grad_batches, device and num_nodes.
     """
-    adds_up = args.accumulate_grad_batches > 1 or len(args.device) * args.num_nodes > 1
-    network.compile(mode="default" if adds_up else "reduce-overhead")
+    network.compile(mode="default" if adds_up(args) else "reduce-overhead")
     if rank_zero_only.rank == 0:
         print("--compile: the first step may take minutes, in which torch translates the network", flush=True)
 

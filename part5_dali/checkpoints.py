@@ -74,9 +74,15 @@ class Checkpoints(Checkpoint):
     def __init__(self, last: Path, rows: list[dict[str, float]]) -> None:
         self.last, self.best = last, last.with_name("best.ckpt")
         self.rows = rows
+        self.saved: dict[str, Any] = {}  # what the last checkpoint holds
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = PlainCheckpointIO()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.saved = checkpoint  # with --ema, averages have the place of the weights by now
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         beside = save_beside(trainer, self.last)
@@ -85,10 +91,9 @@ class Checkpoints(Checkpoint):
         best_beside = self.best.with_name("new.tmp")
         best_beside.unlink(missing_ok=True)  # of a run that ended while it wrote it
         if epochs_since_best(self.rows) == 0:
-            # From the file, because --ema puts its averages there in the place of the weights.
-            everything = torch.load(beside, map_location="cpu", weights_only=True)
-            names = ["state_dict", "hyper_parameters", "epoch", "pytorch-lightning_version"]
-            trainer.strategy.checkpoint_io.save_checkpoint({name: everything[name] for name in names}, best_beside)
+            best = {name: self.saved[name] for name in ["hyper_parameters", "epoch", "pytorch-lightning_version"]}
+            best["state_dict"] = {name: tensor.cpu() for name, tensor in self.saved["state_dict"].items()}
+            trainer.strategy.checkpoint_io.save_checkpoint(best, best_beside)
             best_beside.replace(self.best)
         # Last of all: of a run that is killed before this, --resume repeats the epoch, and its best.ckpt as well.
         beside.replace(self.last)
