@@ -15,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -61,16 +61,29 @@ def on_any_process(trainer: pl.Trainer, happened: bool) -> bool:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, that is not drawn a hundred times a second, and does not read the loss after each step."""
+    """Lightning's, that is not drawn a hundred times a second, and does not read the loss after each step.
+
+    What is logged with prog_bar=True, Lightning reads after each step, with and without a bar.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=False)
         self.metrics: dict[str, Any] = {}  # as they were read last
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        if is_time_to_read(trainer):
-            self.metrics = super().get_metrics(trainer, pl_module)
+        if is_time_to_read(trainer) and (loss := trainer.callback_metrics.get("train_loss")) is not None:
+            self.metrics = {"train_loss": loss.item()}
         return self.metrics
+
+
+class WeightAverages(EMAWeightAveraging):
+    """Lightning's, kept where the network trains: it makes them before the network is moved to a GPU, and they would
+    stay on the CPU, which would have to fetch all weights in each step.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.to(trainer.strategy.root_device)
+        super().setup(trainer, pl_module, stage)
 
 
 class StopIfNotFinite(Callback):

@@ -200,7 +200,7 @@ class SegmentationModel(pl.LightningModule):
         images, masks = batch
         # float() because sums over many pixels need more than the 16 bits of mixed precision
         loss = self.loss_fn(self(images).float(), masks)
-        self.log("train_loss", loss, prog_bar=True, logger=False)  # loggers get the mean of the epoch
+        self.log("train_loss", loss, logger=False)  # for the progress bar; loggers get the mean of the epoch
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

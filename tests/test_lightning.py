@@ -199,27 +199,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(part: Part, data_root: Path, wor
     assert "--learning_rate" in done.stderr and ("nan" in done.stderr or "inf" in done.stderr)
 
 
-def test_losses_that_nobody_has_read_are_looked_at_before_weights_are_saved(data_root: Path, tmp_path: Path) -> None:
-    part = Part("part3_lightning", tmp_path)
-    callbacks = part.folder / "callbacks.py"
-    as_on_a_gpu = callbacks.read_text().replace('on_gpu = trainer.strategy.root_device.type != "cpu"', "on_gpu = True")
-    assert as_on_a_gpu != callbacks.read_text()
-    callbacks.write_text(as_on_a_gpu)
-    root = tmp_path / "nails"
-    shutil.copytree(data_root, root)
-    train = pd.read_csv(root / "csv_file" / "train.csv")
-    steps = len(train) // 8
-    args = ["--data_root", root, *SMALL, "--learning_rate", "1e30", "--loss", "cross_entropy", "--seed", 42]
-    done = part.run("train.py", *args, "--work_dir", tmp_path / "to the end", code=1)
-    assert f"by step {steps} of this epoch" in done.stderr  # the loss is nan from the second step on
-    # The last photograph of the first epoch cannot be read: what was learned before it would be saved.
-    last = np.random.default_rng([42, 0]).permutation(len(train))[8 * steps - 1]
-    (root / train["images"][last]).write_bytes(b"")
-    done = part.run("train.py", *args, "--work_dir", tmp_path / "interrupted", code=1)
-    assert f"by step {steps - 1} of this epoch" in done.stderr
-    assert not list(tmp_path.rglob("last.ckpt"))
-
-
 def test_in_a_terminal_a_bar_shows_steps_and_loss(part: Part, data_root: Path, work_dir: Path) -> None:
     screen, terminal = pty.openpty()  # what is written to the second is read from the first
     termios.tcsetwinsize(terminal, (30, 120))

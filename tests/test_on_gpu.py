@@ -1,14 +1,84 @@
-"""What only a GPU shows: passes that are recorded. Without one, these tests are skipped."""
+"""What parts 3 to 6 do otherwise on a GPU: they read its results now and then only, and record passes of the network.
+
+The first is tested without a GPU as well, as if there were one; the second only where there is one.
+"""
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import Part
+from conftest import SMALL, Part
 
-pytestmark = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
+needs_gpu = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
+
+
+def change(part: Part, file: str, old: str, new: str) -> None:
+    """Put something else in the place of what is there once in a file of the part."""
+    path = part.folder / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def read_as_on_a_gpu(part: Part) -> None:
+    """Let it read results as seldom as on a GPU."""
+    change(part, "callbacks.py", 'on_gpu = trainer.strategy.root_device.type != "cpu"', "on_gpu = True")
+
+
+def test_losses_that_nobody_has_read_are_looked_at_before_weights_are_saved(data_root: Path, tmp_path: Path) -> None:
+    part = Part("part3_lightning", tmp_path)
+    read_as_on_a_gpu(part)
+    root = tmp_path / "nails"
+    shutil.copytree(data_root, root)
+    train = pd.read_csv(root / "csv_file" / "train.csv")
+    steps = len(train) // 8
+    args = ["--data_root", root, *SMALL, "--learning_rate", "1e30", "--loss", "cross_entropy", "--seed", 42]
+    done = part.run("train.py", *args, "--work_dir", tmp_path / "to the end", code=1)
+    assert f"by step {steps} of this epoch" in done.stderr  # the loss is nan from the second step on
+    # The last photograph of the first epoch cannot be read: what was learned before it would be saved.
+    last = np.random.default_rng([42, 0]).permutation(len(train))[8 * steps - 1]
+    (root / train["images"][last]).write_bytes(b"")
+    done = part.run("train.py", *args, "--work_dir", tmp_path / "interrupted", code=1)
+    assert f"by step {steps - 1} of this epoch" in done.stderr
+    assert not list(tmp_path.rglob("last.ckpt"))
+
+
+COUNT = """
+import atexit
+from torch import Tensor
+
+reads = {"item": 0, "__bool__": 0, "__float__": 0}
+
+def counted(name, read):
+    def count(self):
+        reads[name] += 1
+        return read(self)
+    return count
+
+for name in reads:
+    setattr(Tensor, name, counted(name, getattr(Tensor, name)))
+atexit.register(lambda: print(*reads.values()))
+"""
+
+
+@pytest.mark.parametrize("name", ["part3_lightning", "part6_segformer"])
+def test_most_steps_read_nothing(name: str, data_root: Path, tmp_path: Path) -> None:
+    part = Part(name, tmp_path)
+    read_as_on_a_gpu(part)
+    change(part, "train.py", "from pathlib import Path\n", f"from pathlib import Path\n{COUNT}\n")
+    # The first and the last step of an epoch read, the others do not; validation is the same.
+    small = [*part.small, "--batch_size", 4, "--workers", 0, "--epochs", 1]
+    valid = data_root / "csv_file" / "valid.csv"
+    reads = []
+    for steps in (3, 9):
+        work_dir = tmp_path / f"{steps} steps"
+        done = part.run("train.py", "--data_root", data_root, *small, "--work_dir", work_dir, "--limit_batches", steps)
+        reads.append(done.stdout.splitlines()[-1])
+    assert len(pd.read_csv(valid)) <= 12  # or nine steps would validate on more
+    assert reads[0] == reads[1]
 
 
 def train(part: Part, data_root: Path, work_dir: Path, *flags: object) -> tuple[pd.DataFrame, str]:
@@ -19,13 +89,7 @@ def train(part: Part, data_root: Path, work_dir: Path, *flags: object) -> tuple[
     return pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv"), done.stdout
 
 
-def change(part: Part, file: str, old: str, new: str) -> None:
-    path = part.folder / file
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
-
-
+@needs_gpu
 @pytest.mark.parametrize("name", ["part3_lightning", "part4_kornia", "part6_segformer"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_recorded_passes_train_as_others_do(name: str, precision: str, data_root: Path, tmp_path: Path) -> None:
@@ -38,6 +102,7 @@ def test_recorded_passes_train_as_others_do(name: str, precision: str, data_root
         assert recorded[loss].tolist() == pytest.approx(plain[loss].tolist(), rel=0.01)
 
 
+@needs_gpu
 def test_a_network_that_looks_at_results_trains_unrecorded(data_root: Path, tmp_path: Path) -> None:
     part = Part("part3_lightning", tmp_path)
     look = "lambda module, images, features: None if features[0].isfinite().all() else features"
