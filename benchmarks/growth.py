@@ -25,7 +25,7 @@ from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
 STARTS, ROUNDS, STEPS = 2, 4, 4
-LONG, COMPARED, LONG_STEPS = 50, 9, 2
+LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
 PARTS: dict[str, list[Any]] = {
@@ -170,7 +170,7 @@ def measure_epochs() -> None:
         rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes)])
         bars[f"{part}, early"], bars[f"{part}, late"] = early, late
         print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32; {LONG} epochs, each of {LONG_STEPS} steps, validation and saving."
+    regime = f"resnet18, 64 pixels, batch 4, float32; {LONG} epochs, each of {LONG_STEPS} step, validation and saving."
     columns = ["part", f"epochs 2 to {COMPARED + 1}, s", f"epochs {LONG - COMPARED + 1} to {LONG}, s"]
     columns += ["late to early, median (range)", "MB after 10", f"MB after {LONG - COMPARED}"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)

@@ -75,7 +75,7 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-WARM_UP, PASSES, SECONDS = 1, 3, 8  # in turns, after a start: at least so many passes and, if compared, seconds
+WARM_UP, PASSES, SECONDS = 1, 3, 7  # in turns, after a start: at least so many passes and, if compared, seconds
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
