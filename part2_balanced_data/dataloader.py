@@ -136,7 +136,7 @@ def tf_dataset(
     def mask_to_float(images: tf.Tensor, masks: tf.Tensor, sources: tf.Tensor) -> Example:
         return images, tf.cast(masks, tf.float32)[..., tf.newaxis], sources
 
-    # More calls than threads: photographs leave in order, and none has to wait for one that takes longer.
+    # More calls than threads: photographs leave in order, and a thread shall not idle behind one that takes longer.
     in_parallel = {"num_parallel_calls": 2 * workers, "deterministic": True} if workers else {}
     dataset = order.map(process_data, **in_parallel).batch(batch_sizes[0])
     if len(batch_sizes) > 1:

@@ -74,7 +74,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, last: Path, rows: list[dict[str, float]]) -> None:
         self.last, self.best = last, last.with_name("best.ckpt")
         self.rows = rows
-        self.saved: dict[str, Any] = {}  # what the last checkpoint holds
+        self.saved: dict[str, Any] = {}  # what the checkpoint that was just written holds
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = PlainCheckpointIO()
@@ -86,13 +86,14 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         beside = save_beside(trainer, self.last)
+        saved, self.saved = self.saved, {}
         if not trainer.is_global_zero:
             return
         best_beside = self.best.with_name("new.tmp")
         best_beside.unlink(missing_ok=True)  # of a run that ended while it wrote it
         if epochs_since_best(self.rows) == 0:
-            best = {name: self.saved[name] for name in ["hyper_parameters", "epoch", "pytorch-lightning_version"]}
-            best["state_dict"] = {name: tensor.cpu() for name, tensor in self.saved["state_dict"].items()}
+            best = {name: saved[name] for name in ["hyper_parameters", "epoch", "pytorch-lightning_version"]}
+            best["state_dict"] = {name: tensor.cpu() for name, tensor in saved["state_dict"].items()}
             trainer.strategy.checkpoint_io.save_checkpoint(best, best_beside)
             best_beside.replace(self.best)
         # Last of all: of a run that is killed before this, --resume repeats the epoch, and its best.ckpt as well.

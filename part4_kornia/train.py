@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities import rank_zero_only
 
-from callbacks import MetricsLog, PredictionGrid, ProgressBar, StopIfNotFinite, WeightAverages, create_logger
+from callbacks import MetricsLog, PredictionGrid, ProgressBar, StopIfNotFinite, create_logger
 from checkpoints import Checkpoints, StopOnSignal, epochs_done, errors_in_words
 from compiling import RecordPasses, ValidateUncompiled, check_compiler, compile_network
 from dataloader import NailDataModule, load_data_path
@@ -178,7 +178,7 @@ def main() -> None:
             StopIfNotFinite(),
             MetricsLog(run_dir, rows, args.early_stopping),
             PredictionGrid(run_dir, *data.sample_batch(8)),
-            *([WeightAverages(decay=args.ema)] if args.ema else []),
+            *([EMAWeightAveraging(decay=args.ema)] if args.ema else []),
             ValidateUncompiled() if args.compile else RecordPasses(args),
             *([ProgressBar()] if sys.stdout.isatty() else []),
             StopOnSignal(last),

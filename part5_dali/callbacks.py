@@ -15,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -74,16 +74,6 @@ class ProgressBar(RichProgressBar):
         if is_time_to_read(trainer) and (loss := trainer.callback_metrics.get("train_loss")) is not None:
             self.metrics = {"train_loss": loss.item()}
         return self.metrics
-
-
-class WeightAverages(EMAWeightAveraging):
-    """Lightning's, kept where the network trains: it makes them before the network is moved to a GPU, and they would
-    stay on the CPU, which would have to fetch all weights in each step.
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        pl_module.to(trainer.strategy.root_device)
-        super().setup(trainer, pl_module, stage)
 
 
 class StopIfNotFinite(Callback):

@@ -35,9 +35,9 @@ def waits_for_results(network: nn.Module, images: torch.Tensor) -> bool:
         torch.cuda.set_sync_debug_mode("error")
     try:
         network(images).float().mean().backward()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
         return True
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -53,8 +53,9 @@ class RecordPasses(Callback):
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """`args`: the flags accumulate_grad_batches, batch_size, device, image_size and num_nodes."""
-        self.is_possible = args.device[0] != "cpu" and not adds_up(args)
+        """`args`: the flags accumulate_grad_batches, batch_size, device, image_size, num_nodes and profiler."""
+        has_hooks = args.profiler == "pytorch"  # it tells the time of each layer, and a record has none
+        self.is_possible = args.device[0] != "cpu" and not adds_up(args) and not has_hooks
         self.shape = (args.batch_size, 3, args.image_size, args.image_size)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,7 +67,7 @@ class RecordPasses(Callback):
         buffers = [buffer.clone() for buffer in network.buffers()]
         with trainer.precision_plugin.forward_context():
             if waits_for_results(network, images):
-                trainer.print("this network cannot be recorded as a CUDA graph; a fast GPU will wait for Python")
+                trainer.print("this network cannot be recorded as a CUDA graph: the GPU gets its work piece by piece")
             else:
                 self.record(network, images)
                 recorded = network.forward
@@ -76,7 +77,7 @@ class RecordPasses(Callback):
 
     def record(self, network: nn.Module, images: torch.Tensor) -> None:
         """Replace the network's forward by one that plays back, in training and in validation."""
-        # Gradients are recorded on a stream of their own; that the main one has to wait for it is as it should be.
+        # They are recorded on another stream. Torch lets the main one wait for it in backward, and would warn of that.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
         modes = [(module, module.training) for module in network.modules()]

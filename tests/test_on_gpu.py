@@ -95,7 +95,9 @@ def train(part: Part, data_root: Path, work_dir: Path, *flags: object) -> tuple[
 def test_recorded_passes_train_as_others_do(name: str, precision: str, data_root: Path, tmp_path: Path) -> None:
     part = Part(name, tmp_path)
     flags = ["--mixed_precision", precision.replace("fp32", "False"), "--ema", 0.9, "--gradient_clip", 1]
-    recorded, _ = train(part, data_root, tmp_path / "recorded", *flags)
+    change(part, "compiling.py", "recorded = network.forward\n", "recorded = network.forward; print('recorded')\n")
+    recorded, printed = train(part, data_root, tmp_path / "recorded", *flags)
+    assert "recorded" in printed.splitlines()
     change(part, "compiling.py", 'self.is_possible = args.device[0] != "cpu"', "self.is_possible = False")
     plain, _ = train(part, data_root, tmp_path / "plain", *flags)
     for loss in ["train_loss", "val_loss"]:
