@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     add("--gradient_clip", type=positive_number, metavar="NORM", help="longer gradients are shortened to this norm")
     add("--ema", type=fraction, metavar="DECAY", help="validate and save moving averages of the weights (0.99, 0.999)")
     add("--auto_lr_find", action="store_true", help="look for a learning rate first, in 100 steps")
-    add("--compile", action="store_true", help="translate the network with torch.compile: minutes once, then faster")
+    add("--compile", action="store_true", help="torch.compile: minutes to translate the network, then perhaps faster")
     add("--profiler", choices=["simple", "advanced", "pytorch"], help="where the time goes, written to logs/")
     add("--num_nodes", type=whole_number(), default=1, metavar="N", help="machines (1)")
     args = parser.parse_args()

@@ -187,6 +187,21 @@ def test_a_translated_network_trains_like_itself(part: Part, data_root: Path, wo
     assert len(pd.read_csv(work_dir / "translated" / "lightning" / "logs" / "metrics.csv")) == 2
 
 
+AVERAGED = """
+import sys
+import torch
+best, last = (torch.load(f"{sys.argv[1]}/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+weight = "network.segmentation_head.0.weight"
+print([torch.equal(best["state_dict"][weight], last[state][weight]) for state in ("state_dict", "current_model_state")])
+"""
+
+
+def test_the_best_weights_are_averages(part: Part, data_root: Path, work_dir: Path) -> None:
+    part.run("train.py", "--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, "--ema", 0.9)
+    (part.folder / "averaged.py").write_text(AVERAGED)
+    assert part.run("averaged.py", work_dir / "lightning" / "weights").stdout.strip() == "[True, False]"
+
+
 def test_too_few_values_to_normalise_are_told(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--epochs", 1, "--limit_batches", 1]
     done = part.run("train.py", *args, "--image_size", 32, "--batch_size", 1, code=2)
