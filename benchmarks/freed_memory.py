@@ -26,11 +26,11 @@ NETWORKS = {  # its part, its flags
     "part 6: SegFormer, mit_b0": ("part6_segformer", []),
 }
 WAYS = ["given back", "kept"]
-ROUNDS = 3
+WARM_UP, ROUNDS = 2, 3
 
 
 def measure_step(step: Callable[[], object]) -> list[float]:
-    """Milliseconds and page faults of a step, and the process's peak of memory in MB."""
+    """Milliseconds and page faults of a step, and the process's peak of memory so far in MB."""
     faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
     step()
     milliseconds, used = 1000 * (time.perf_counter() - began), resource.getrusage(resource.RUSAGE_SELF)
@@ -53,16 +53,18 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     networks = {name: [start(*of, way) for way in WAYS] for name, of in NETWORKS.items()}
     for process in itertools.chain(*networks.values()):
-        process.ask()  # does not count, and once all have started, each goes on only when it is asked
+        process.ask()  # the first of WARM_UP; once all have started, each goes on only when it is asked
     for name, processes in networks.items():
-        values = np.array([[process.ask() for process in processes] for _ in range(ROUNDS)])  # (rounds, ways, 3)
+        turns = [[process.ask() for process in processes] for _ in range(WARM_UP - 1 + ROUNDS)]
+        values = np.array(turns)[-ROUNDS:]  # (rounds, ways, 3)
         for process in processes:
             process.end()
         figures[name] = values.tolist()
         faster = spread(values[:, 0, 0] / values[:, 1, 0], ".2f")
         for number, way in enumerate(WAYS):
-            milliseconds, faults, megabytes = np.median(values[:, number], axis=0)
-            cells = [f"{milliseconds:.0f}", faster if number else "1", f"{faults:,.0f}", f"{megabytes:,.0f}"]
+            milliseconds, faults, _ = np.median(values[:, number], axis=0)
+            peak = values[-1, number, 2]
+            cells = [f"{milliseconds:.0f}", faster if number else "1", f"{faults:,.0f}", f"{peak:,.0f}"]
             rows.append([name, way, *cells])
             bars[f"{name}, {way}"] = values[:, number, 0]
             print(" | ".join(rows[-1]), flush=True)

@@ -271,7 +271,7 @@ def measure_all() -> dict[str, dict[str, Any]]:
 def cells_of(name: str, found: dict[str, Any]) -> list[str]:
     """A row of the table."""
     speed, cpu = np.transpose(found["passes"])
-    is_compared = "limit" in found and "--cache" not in name  # a cache decodes nothing
+    is_compared = "limit" in found and not any(word in name for word in ("--cache", "npy"))  # these decode nothing
     of_the_limit = spread(speed / np.array(found["limit"])[:, 0], ".2f") if is_compared else ""
     cells = [name, spread(speed, ".0f"), of_the_limit, f"{1000 * np.median(cpu):.1f}", f"{found['memory']:.0f}"]
     if "waiting" in found:

@@ -73,7 +73,9 @@ def ask_gpu(what: str) -> str:
 
 
 def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
-    """Median and range, such as "4.9 (4.6 to 6.2)"."""
+    """Median and range, such as "4.9 (4.6 to 6.2)"; a single value has no range."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
     return f"{np.median(values):{form}} ({np.min(values):{form}} to {np.max(values):{form}})"
 
 

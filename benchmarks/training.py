@@ -38,7 +38,7 @@ from results import (
     save,
     spread,
 )
-from trainings import MEMORY_DISK, Training, start_train
+from trainings import MEMORY_DISK, Training, go_on_together, start_train
 
 
 class Length(NamedTuple):
@@ -158,14 +158,14 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
     runs: list[Training] = []
     seconds: list[list[float]] = []
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        for number, start in enumerate(starts.values()):
-            runs.append(start(Path(folder) / f"{number}"))
-            if part in ONE_BY_ONE:
+        if part in ONE_BY_ONE:
+            for number, start in enumerate(starts.values()):
+                runs.append(start(Path(folder) / f"{number}"))
                 seconds.append(runs[-1].go_on(length.epochs, look=True)[1:])
                 runs[-1].finish()
-            else:
-                runs[-1].go_on(look=True)
-        if part not in ONE_BY_ONE:
+        else:
+            runs = [start(Path(folder) / f"{number}") for number, start in enumerate(starts.values())]
+            go_on_together(runs, look=True)  # the first epoch does not count
             seconds = [[] for _ in runs]
             for _ in range(length.epochs - 1):
                 for run, its in zip(runs, seconds, strict=True):
@@ -214,7 +214,7 @@ def write_table(name: str, length: Length, results: dict[str, dict[str, Result]]
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 25 minutes")
+    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 27 minutes")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=INSTALLED, help="only these; without a GPU, only printed"
     )

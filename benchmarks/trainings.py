@@ -79,7 +79,7 @@ def start_train(part: str, work_dir: Path, *flags: Any, **environment: str) -> T
     return Training([python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags], log, **environment)
 
 
-def go_on_together(trainings: Iterable[Training]) -> None:
-    """Let all train for an epoch at the same time."""
+def go_on_together(trainings: Iterable[Training], look: bool = False) -> None:
+    """Let all train for an epoch at the same time, and look at the memory of each meanwhile if asked to."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(Training.go_on, trainings))
+        list(pool.map(lambda training: training.go_on(look=look), trainings))

@@ -156,6 +156,14 @@ class StopOnSignal(Callback):
             raise Interrupted  # the epoch before is saved, by Checkpoints
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it is torch's error for a full GPU or CPU, or comes from one: a recording (compiling.py) that is broken
+    off by that ends in an error of its own.
+    """
+    says_so = "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
+    return says_so or (error.__context__ is not None and lacks_memory(error.__context__))
+
+
 @contextlib.contextmanager
 def errors_in_words(last: Path) -> Iterator[None]:
     """Leave with a message instead of a traceback when training is interrupted, or meets what is not its fault."""
@@ -169,7 +177,7 @@ def errors_in_words(last: Path) -> Iterator[None]:
     logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").addFilter(in_words)
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except MemoryError:
         stop(OUT_OF_MEMORY, code=1)
     except DamagedFile as error:
         damaged = str(error).splitlines()[-1].removeprefix("dataloader.DamagedFile: ")  # below a worker's traceback
@@ -189,7 +197,7 @@ def errors_in_words(last: Path) -> Iterator[None]:
         if "DataLoader worker" in str(error):
             reason = "by a signal, or for want of memory (fewer --workers need less)"
             stop(f"a process that loads photographs was killed, {reason}. {go_on}", code=1)
-        if "DefaultCPUAllocator" in str(error):  # of memory that is not a GPU's
+        if lacks_memory(error):
             stop(OUT_OF_MEMORY, code=1)
         if any(words in str(error) for words in LOST):
             stop(f"{ENDED}. {go_on}", code=1)

@@ -1,8 +1,10 @@
 """Giving a GPU the work of a step at once: recorded passes and, with the flag --compile, torch.compile."""
 
 import argparse
+import contextlib
 import shutil
 import warnings
+from collections.abc import Iterator
 
 import pytorch_lightning as pl
 import torch
@@ -22,19 +24,37 @@ def check_compiler(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def adds_up(args: argparse.Namespace) -> bool:
-    """Whether these flags add gradients up, over batches or devices: not to be done in the memory of a CUDA graph,
-    which the next pass writes to.
+    """Whether these flags add gradients up, over batches or devices. A CUDA graph's backward pass writes to the same
+    memory each time, so a sum that is kept there would be lost.
     """
     return args.accumulate_grad_batches > 1 or len(args.device) * args.num_nodes > 1
 
 
+@contextlib.contextmanager
+def as_in_validation(network: nn.Module) -> Iterator[None]:
+    """Meanwhile the network is as in validation: without gradients, and BatchNorm uses its averages."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def waits_for_results(network: nn.Module, images: torch.Tensor) -> bool:
-    """Whether Python looks at what the GPU has worked out during a pass, or brings numbers there itself."""
+    """Whether Python looks at what the GPU has worked out during a pass, or brings numbers there itself.
+
+    Such a pass cannot be recorded. It is tried once, in training and in validation, while torch raises an error there.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Synchronization debug mode")
         torch.cuda.set_sync_debug_mode("error")
     try:
         network(images).float().mean().backward()
+        with as_in_validation(network):
+            network(images)
     except RuntimeError as error:
         if "synchronizing" not in str(error):
             raise
@@ -49,7 +69,11 @@ class RecordPasses(Callback):
     """Records what the network does on a GPU once, in training and in validation, and from then on plays it back.
 
     Python hands a GPU its work piece by piece, some thousand pieces a step, and a fast one waits for it. A record,
-    which is a CUDA graph, is handed over in one go. It is for batches of one size; others are passed as without it.
+    which is a CUDA graph, is handed over in one go. It is for batches of one size; others, such as validation's last
+    one, are passed as without it.
+
+    What you change in the network after the start is not in the record, such as layers that are trained later on; nor
+    may it be called twice before backward. Then leave this callback out of train.py.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -59,7 +83,7 @@ class RecordPasses(Callback):
         self.shape = (args.batch_size, 3, args.image_size, args.image_size)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """While no loader is at work yet, whose threads would disturb the recording."""
+        """While no loader is at work yet, whose threads would disturb the recording: see configure_optimizers."""
         if not self.is_possible:
             return
         network, plain = pl_module.network, pl_module.network.forward
@@ -71,25 +95,26 @@ class RecordPasses(Callback):
             else:
                 self.record(network, images)
                 recorded = network.forward
-                network.forward = lambda batch: (recorded if batch.shape == self.shape else plain)(batch)
+                # Cloned, because the next pass writes its results to the same memory.
+                network.forward = lambda batch: recorded(batch).clone() if batch.shape == self.shape else plain(batch)
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)  # such as BatchNorm's averages: these passes were only a trial
 
     def record(self, network: nn.Module, images: torch.Tensor) -> None:
         """Replace the network's forward by one that plays back, in training and in validation."""
-        # They are recorded on another stream. Torch lets the main one wait for it in backward, and would warn of that.
+        # They are recorded on another stream. In backward, torch lets the main one wait for it, and would warn of that.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        with torch.no_grad():
+        with as_in_validation(network):
             torch.cuda.make_graphed_callables(network, (images,))
-        for module, training in modes:
-            module.training = training
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the record: it reads the weights where they lay in training."""
         vars(pl_module.network).pop("forward", None)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The same, because Lightning then tears nothing down."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 def compile_network(network: nn.Module, args: argparse.Namespace) -> None:

@@ -153,7 +153,9 @@ class SegmentationModel(pl.LightningModule):
         # fused: all weights in one go. Lightning cannot shorten gradients for it in mixed precision.
         fused = self.trainer.gradient_clip_val is None
         optimizer = torch.optim.AdamW(self.parameters(), self.hparams["learning_rate"], fused=fused)
-        steps = self.trainer.estimated_stepping_batches  # of the optimizer, in all epochs together
+        # trainer.estimated_stepping_batches would start the loader, whose threads would disturb RecordPasses.
+        epoch_steps = math.ceil(self.trainer.datamodule.steps / self.trainer.accumulate_grad_batches)
+        steps = self.trainer.max_epochs * epoch_steps
 
         def factor(step: int) -> float:
             return 0.01 + 0.99 * (1 + math.cos(math.pi * min(step / steps, 1))) / 2

@@ -223,13 +223,13 @@ class SegmentationModel(pl.LightningModule):
         """AdamW, whose learning rates fall along a cosine to a hundredth over the steps of the whole run."""
         learning_rate = self.hparams["learning_rate"]
         head = {"params": self.network.model.decode_head.parameters(), "lr": learning_rate}
-        encoder = {
-            "params": self.network.model.segformer.parameters(),
-            "lr": learning_rate * self.hparams["encoder_factor"],
-        }
+        encoder_rate = learning_rate * self.hparams["encoder_factor"]
+        encoder = {"params": self.network.model.segformer.parameters(), "lr": encoder_rate}
         # fused: all weights in one go. Lightning cannot shorten gradients for it in mixed precision.
         optimizer = torch.optim.AdamW([head, encoder], fused=self.trainer.gradient_clip_val is None)
-        steps = self.trainer.estimated_stepping_batches  # of the optimizer, in all epochs together
+        # trainer.estimated_stepping_batches would start the loader, whose threads would disturb RecordPasses.
+        epoch_steps = math.ceil(self.trainer.datamodule.steps / self.trainer.accumulate_grad_batches)
+        steps = self.trainer.max_epochs * epoch_steps
 
         def factor(step: int) -> float:
             return 0.01 + 0.99 * (1 + math.cos(math.pi * min(step / steps, 1))) / 2

@@ -53,6 +53,29 @@ def test_tiles_have_no_seams(part: Part) -> None:
     assert shape == ["(40,", "50)"]
 
 
+STACK = """
+import numpy as np
+from torch.utils.data import DataLoader
+from shared_memory import stack
+image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+samples = {"alike": [image, image[:, ::-1]], "numbers": [np.int64(3), np.int64(4)]}
+samples["turned"] = [image, image.swapaxes(0, 1)]
+for workers in (0, 1):
+    for name, arrays in samples.items():
+        try:
+            (batch,) = DataLoader(arrays, batch_size=2, num_workers=workers, collate_fn=stack)
+            print(name, batch.dtype, (batch.numpy() == np.stack(arrays)).all(), *batch.shape)
+        except ValueError:
+            print(name, "cannot be stacked")
+"""
+
+
+def test_batches_of_processes_are_those_of_none(part: Part) -> None:
+    lines = part.run("-c", STACK).stdout.splitlines()
+    assert lines[:3] == ["alike torch.uint8 True 2 2 4 3", "numbers torch.int64 True 2", "turned cannot be stacked"]
+    assert lines[3:] == lines[:3]
+
+
 LOAD = """
 import sys
 from pathlib import Path

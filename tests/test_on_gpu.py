@@ -50,12 +50,12 @@ COUNT = """
 import atexit
 from torch import Tensor
 
-reads = {"item": 0, "__bool__": 0, "__float__": 0}
+reads = dict.fromkeys(["item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"], 0)
 
 def counted(name, read):
-    def count(self):
+    def count(self, *words, **more):
         reads[name] += 1
-        return read(self)
+        return read(self, *words, **more)
     return count
 
 for name in reads:
@@ -79,36 +79,69 @@ def test_most_steps_read_nothing(name: str, data_root: Path, tmp_path: Path) -> 
     assert reads[0] == reads[1]  # those of the first and the last step, and of validation
 
 
-def train(part: Part, data_root: Path, work_dir: Path, *flags: object) -> tuple[pd.DataFrame, str]:
-    """The metrics of two epochs, and what was printed."""
+@pytest.mark.parametrize("name", ["part3_lightning", "part6_segformer"])
+def test_no_loader_is_at_work_when_passes_are_recorded(name: str, data_root: Path, tmp_path: Path) -> None:
+    part = Part(name, tmp_path)
+    look = "print('threads and processes:', len(threading.enumerate()), len(multiprocessing.active_children()))"
+    change(part, "compiling.py", "import shutil\n", "import multiprocessing\nimport shutil\nimport threading\n")
+    start = "        if not self.is_possible:\n"
+    change(part, "compiling.py", start, f"        {look}\n{start}")
+    args = ["--data_root", data_root, "--work_dir", tmp_path / "work", *part.small, "--workers", 1]
+    done = part.run("train.py", *args, "--epochs", 1, "--limit_batches", 1)
+    assert "threads and processes: 1 0" in done.stdout.splitlines()
+
+
+FULL = """
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        finally:  # what the end of a recording says then
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+"""
+
+
+def test_a_gpu_that_is_full_while_recording(data_root: Path, tmp_path: Path) -> None:
+    part = Part("part3_lightning", tmp_path)
+    change(part, "compiling.py", "\n        if not self.is_possible:\n            return\n", FULL)
+    done = part.run("train.py", "--data_root", data_root, *SMALL, "--work_dir", tmp_path / "work", code=1)
+    assert "out of memory; try a smaller --batch_size" in done.stderr
+
+
+def train(part: Part, data_root: Path, *flags: object) -> tuple[pd.DataFrame, list[str]]:
+    """The metrics of two epochs, and the lines that were printed."""
+    work_dir = part.folder / "work_dir"
     args = ["--data_root", data_root, "--work_dir", work_dir, *part.small, "--learning_rate", 1e-4, "--epochs", 2]
     done = part.run("train.py", *args, *flags)
     assert "AccumulateGrad" not in done.stderr  # torch's warning of the stream on which gradients are recorded
-    return pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv"), done.stdout
+    return pd.read_csv(part.run_dir(work_dir) / "logs" / "metrics.csv"), done.stdout.splitlines()
 
 
 @needs_gpu
 @pytest.mark.parametrize("name", ["part3_lightning", "part4_kornia", "part6_segformer"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_recorded_passes_train_as_others_do(name: str, precision: str, data_root: Path, tmp_path: Path) -> None:
-    part = Part(name, tmp_path)
-    flags = ["--mixed_precision", precision.replace("fp32", "False"), "--ema", 0.9, "--gradient_clip", 1]
+@pytest.mark.parametrize("more", [[], ["--ema", 0.9, "--gradient_clip", 1]], ids=["", "ema and clip"])
+def test_recorded_passes_train_as_others_do(
+    name: str, precision: str, more: list[object], data_root: Path, tmp_path: Path
+) -> None:
+    part, unrecorded = Part(name, tmp_path / "recorded"), Part(name, tmp_path / "plain")
+    flags = ["--mixed_precision", precision.replace("fp32", "False"), *more]
     change(part, "compiling.py", "recorded = network.forward\n", "recorded = network.forward; print('recorded')\n")
-    recorded, printed = train(part, data_root, tmp_path / "recorded", *flags)
-    assert "recorded" in printed.splitlines()
-    change(part, "compiling.py", 'self.is_possible = args.device[0] != "cpu"', "self.is_possible = False")
-    plain, _ = train(part, data_root, tmp_path / "plain", *flags)
+    recorded, printed = train(part, data_root, *flags)
+    assert "recorded" in printed
+    change(unrecorded, "compiling.py", 'self.is_possible = args.device[0] != "cpu"', "self.is_possible = False")
+    plain, _ = train(unrecorded, data_root, *flags)
+    assert plain["train_loss"].iloc[0] > 1.02 * plain["train_loss"].iloc[-1]  # more than what they may differ by
     for loss in ["train_loss", "val_loss"]:
         assert recorded[loss].tolist() == pytest.approx(plain[loss].tolist(), rel=0.01)
 
 
 @needs_gpu
-def test_a_network_that_looks_at_results_trains_unrecorded(data_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["True", "not module.training"])
+def test_a_network_that_looks_at_results_trains_unrecorded(when: str, data_root: Path, tmp_path: Path) -> None:
     part = Part("part3_lightning", tmp_path)
-    look = "lambda module, images, features: None if features[0].isfinite().all() else features"
+    look = f"lambda module, images, features: print('!') if {when} and features[0].isnan().all() else None"
     hook = f"network.encoder.register_forward_hook({look})"
     end = "    # Convolutions are faster when"
     change(part, "model.py", end, f"    {hook}\n{end}")
-    metrics, printed = train(part, data_root, tmp_path / "work")
-    assert "cannot be recorded" in printed
+    metrics, printed = train(part, data_root)
+    assert any("cannot be recorded" in line for line in printed)
     assert metrics["train_loss"].notna().all()

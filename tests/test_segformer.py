@@ -115,7 +115,8 @@ import torch
 from model import load_model, new_model
 model = new_model("mit_b0", sys.argv[1], 1, image_size=64)
 assert all(module.training for module in model.modules())  # from_pretrained leaves them in evaluation
-model._trainer = SimpleNamespace(estimated_stepping_batches=10, gradient_clip_val=None)
+data = SimpleNamespace(steps=10)
+model._trainer = SimpleNamespace(datamodule=data, max_epochs=1, accumulate_grad_batches=1, gradient_clip_val=None)
 head, encoder = model.configure_optimizers()["optimizer"].param_groups
 everything = {id(weights) for weights in model.network.parameters()}
 both = [id(weights) for group in (head, encoder) for weights in group["params"]]
