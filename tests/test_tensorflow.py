@@ -123,6 +123,17 @@ def test_interrupted_says_how_to_go_on(part1: Part, data_root: Path, work_dir: P
     assert "--encoder resnet18" in other.stderr
 
 
+ONEDNN = """
+from keras2 import tf
+from tensorflow.python.util import _pywrap_util_port
+print(_pywrap_util_port.IsMklEnabled())
+"""
+
+
+def test_convolutions_are_fast_on_older_cpus(part1: Part) -> None:
+    assert part1.run("-c", ONEDNN).stdout.splitlines()[-1] == "True"  # on newer ones it is, whatever keras2.py does
+
+
 def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--log", "wandb", "--mixed_precision", "True", "--cache", "disk", "--optimizer", "adamw"]
     keys = {"WANDB_API_KEY": "5ecre7" * 6 + "5ecr", "KAGGLE_KEY": "kagg1e" * 5}
