@@ -13,8 +13,8 @@ os.environ["SM_FRAMEWORK"] = "tf.keras"
 # The log of TensorFlow's C++ code is long, above all where there is no GPU. What really goes wrong is
 # raised as an exception too. To see why it does not find a GPU, set this to 0.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# oneDNN makes convolutions faster on all CPUs: a training step took 0.71 of the time on one with AVX2 only
-# (benchmarks/README.md). TensorFlow by itself uses it on newer ones only.
+# TensorFlow by itself uses oneDNN, which makes convolutions faster, on newer CPUs only. With it, a training step took
+# 0.71 of the time on one that has AVX2 only (benchmarks/README.md).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import segmentation_models as sm

@@ -23,15 +23,15 @@ def stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
         (N, *shape), of the same dtype.
 
     Raises:
-        ValueError: they are not.
+        ValueError: their shapes or dtypes differ.
     """
-    # The main process has nobody to share with, macOS no such files, and a Python made for old Linux no memfd_create.
-    if get_worker_info() is None or get_sharing_strategy() != "file_descriptor" or not hasattr(os, "memfd_create"):
-        return torch.from_numpy(np.stack(arrays))  # PyTorch shares it itself, where there is somebody
     arrays = [np.asarray(array, order="C") for array in arrays]
     kinds = {f"{array.dtype} {array.shape}" for array in arrays}
     if len(kinds) > 1:
         raise ValueError(f"arrays of different shapes or types do not make a batch: {', '.join(sorted(kinds))}")
+    # The main process has nobody to share with, macOS no such files, and a Python made for old Linux no memfd_create.
+    if get_worker_info() is None or get_sharing_strategy() != "file_descriptor" or not hasattr(os, "memfd_create"):
+        return torch.from_numpy(np.stack(arrays))  # PyTorch shares it itself, where there is somebody
     with os.fdopen(os.memfd_create("batch"), "wb") as file:
         for array in arrays:
             file.write(array.data)
