@@ -15,7 +15,7 @@ import numpy as np
 from bare import create_step, parse_flags
 
 from results import ON_GPU, SMALL_MASK_RCNN, describe_machine, draw_data, multiplies_bf16, python_of, save, spread
-from turns import Measurer, answer
+from turns import Measurer, answer, rounds
 
 HALF = ["bf16"] if ON_GPU or multiplies_bf16() else []
 ON_TORCH = ["contiguous", "not fused", *HALF]
@@ -32,7 +32,8 @@ NETWORKS = {  # its part, its flags, what is tried with it
     ),
 }
 AS_IT_IS = "as it is"
-WARM_UP, ROUNDS = 1, 4  # after a first one, in which they all start
+WARM_UP = 1  # after a first one, in which they all start
+LEAST, ROUNDS, SECONDS = 3, 4, 12  # at least and at most so many rounds, in so many seconds
 
 
 def answer_with_steps(part: str, flags: list[str], choices: list[str]) -> None:
@@ -70,7 +71,9 @@ def main() -> None:
     for network in networks.values():
         network.ask()  # once all have started, each goes on only when it is asked
     for name, network in networks.items():
-        milliseconds = np.array([network.ask() for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
+        for _ in range(WARM_UP):
+            network.ask()
+        milliseconds = np.array([network.ask() for _ in rounds(LEAST, ROUNDS, SECONDS)])
         network.end()
         part, _, tried = NETWORKS[name]
         choices = [AS_IT_IS, *tried]
@@ -81,7 +84,7 @@ def main() -> None:
             rows.append([part, name.partition(", ")[2], *cells])
             bars[f"{name}, {choice}"] = milliseconds[:, i]
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"128 pixels, batch 8, from scratch, float32 if nothing else is said; {ROUNDS} steps."
+    regime = f"128 pixels, batch 8, from scratch, float32 if nothing else is said; at most {ROUNDS} steps."
     columns = ["part", "network", "choice", "ms a step, median", "times as fast, median (range)"]
     save("choices", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 

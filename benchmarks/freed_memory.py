@@ -17,7 +17,7 @@ import numpy as np
 from bare import create_step, parse_flags
 
 from results import describe_machine, draw_data, multiplies_bf16, python_of, save, spread
-from turns import Measurer, answer
+from turns import Measurer, answer, rounds
 
 HALF = ["--mixed_precision", "bf16"] if multiplies_bf16() else []
 SIZE = ["--image_size", 384, "--batch_size", 16, "--encoder_weights", "none", *HALF]
@@ -26,7 +26,7 @@ NETWORKS = {  # its part, its flags
     "part 6: SegFormer, mit_b0": ("part6_segformer", []),
 }
 WAYS = ["given back", "kept"]
-WARM_UP, ROUNDS = 2, 3
+WARM_UP, LEAST, ROUNDS, SECONDS = 2, 2, 3, 20  # at least and at most so many rounds, in so many seconds
 
 
 def measure_step(step: Callable[[], object]) -> list[float]:
@@ -55,11 +55,13 @@ def main() -> None:
     for process in itertools.chain(*networks.values()):
         process.ask()  # the first of WARM_UP; once all have started, each goes on only when it is asked
     for name, processes in networks.items():
-        turns = [[process.ask() for process in processes] for _ in range(WARM_UP - 1 + ROUNDS)]
-        values = np.array(turns)[-ROUNDS:]  # (rounds, ways, 3)
+        for _ in range(WARM_UP - 1):
+            for process in processes:
+                process.ask()
+        values = np.array([[process.ask() for process in processes] for _ in rounds(LEAST, ROUNDS, SECONDS)])
         for process in processes:
             process.end()
-        figures[name] = values.tolist()
+        figures[name] = values.tolist()  # (rounds, ways, 3)
         faster = spread(values[:, 0, 0] / values[:, 1, 0], ".2f")
         for number, way in enumerate(WAYS):
             milliseconds, faults, _ = np.median(values[:, number], axis=0)
@@ -68,7 +70,8 @@ def main() -> None:
             rows.append([name, way, *cells])
             bars[f"{name}, {way}"] = values[:, number, 0]
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"384 pixels, batch 16, from scratch, {'bfloat16' if HALF else 'float32'}, on the CPU; {ROUNDS} steps."
+    precision = "bfloat16" if HALF else "float32"
+    regime = f"384 pixels, batch 16, from scratch, {precision}, on the CPU; at most {ROUNDS} steps."
     columns = ["network", "freed memory is", "ms a step, median", "times as fast, median (range)"]
     columns += ["page faults a step", "peak, MB"]
     save("freed_memory", describe_machine("torch"), regime, columns, rows, bars, "ms a step", figures)

@@ -5,8 +5,8 @@
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
 them start one by one, those with the least and the most twice; then the last ones take turns, epoch by epoch.
 Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
-take turns with the second to tenth of another one, which is the same but for its age. Needs all environments (make
-setup).
+take turns with the second to tenth of another one, which is the same but for its age; all parts train at the same time
+in between. Needs all environments (make setup).
 """
 
 import argparse
@@ -20,11 +20,13 @@ import numpy as np
 import pandas as pd
 
 from results import SMALL_MASK_RCNN, describe_machine, draw_data, save, spread
-from trainings import MEMORY_DISK, Training, go_on_together, start_train
+from trainings import MEMORY_DISK, ONE_THREAD, Training, go_on_together, start_train
+from turns import rounds
 from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
-STARTS, ROUNDS, STEPS = 2, 4, 4
+STARTS, STEPS = 2, 4
+LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs of each, in so many seconds
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
@@ -112,7 +114,7 @@ def measure_numbers() -> None:
             for number in NUMBERS:
                 link_photographs(source, Path(data) / f"{number}", number)
             runs, seconds = start_each(part, Path(data), Path(folder))
-            for _ in range(ROUNDS):
+            for _ in rounds(LEAST, ROUNDS, SECONDS):
                 for run in runs.values():
                     run.go_on()
                     run.look()
@@ -134,43 +136,45 @@ def measure_numbers() -> None:
             rows.append([part, f"{number:,}", *cells])
             bars[f"{part}, {number:,}"] = run.megabytes
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32; {ROUNDS} epochs of {STEPS} steps."
+    regime = f"resnet18, 64 pixels, batch 4, float32; at most {ROUNDS} epochs of {STEPS} steps."
     columns = ["part", "photographs", "most MB", "images/s", "beside those with 1,000, median (range)"]
     columns += ["s to the first epoch", "more than with 1,000"]
     save("growth", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "MB", figures)
 
 
+AGES = ["young", "old"]
 LITTLE = 1e-5  # The runs of many epochs learn next to nothing, so each epoch has the same to do.
 
 
 def start_long(part: str, work_dir: Path) -> Training:
-    """A run of many short epochs."""
+    """A run of many short epochs, in one thread, because several networks at a time would disturb each other."""
     length = ["--epochs", LONG, "--limit_batches", LONG_STEPS, "--learning_rate", LITTLE]
-    return start_train(part, work_dir, *SMALL, *PARTS[part], *length, "--data_root", draw_data(part))
+    return start_train(part, work_dir, *SMALL, *PARTS[part], *length, "--data_root", draw_data(part), **ONE_THREAD)
 
 
 def measure_epochs() -> None:
     """Early epochs against late ones, in turns."""
     rows, bars, figures = [], {}, {}
-    for part in PARTS:
-        with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-            young, old = (start_long(part, Path(folder) / name) for name in ("young", "old"))
-            go_on_together([young, old])
-            old.go_on(9)
-            megabytes = [session_megabytes(old.process.pid)]
-            old.go_on(LONG - COMPARED - 10)
-            megabytes.append(session_megabytes(old.process.pid))
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
+        young, old = ({part: start_long(part, Path(folder) / f"{part}, {age}") for part in PARTS} for age in AGES)
+        go_on_together([*young.values(), *old.values()])
+        go_on_together(old.values(), epochs=9)
+        megabytes = {part: [session_megabytes(run.process.pid)] for part, run in old.items()}
+        go_on_together(old.values(), epochs=LONG - COMPARED - 10)
+        for part, run in old.items():
+            megabytes[part].append(session_megabytes(run.process.pid))
             # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
-            turns = np.array([young.go_on() + old.go_on() for _ in range(COMPARED)])
-            young.end()
-            old.end()
-        figures[part] = {"seconds": turns.tolist(), "megabytes": megabytes}
-        early, late = turns.T
-        cells = [spread(early, ".2f"), spread(late, ".2f"), spread(late / early, ".3f")]
-        rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes)])
-        bars[f"{part}, early"], bars[f"{part}, late"] = early, late
-        print(" | ".join(rows[-1]), flush=True)
-    regime = f"resnet18, 64 pixels, batch 4, float32; {LONG} epochs, each of {LONG_STEPS} step, validation and saving."
+            turns = np.array([young[part].go_on() + run.go_on() for _ in range(COMPARED)])
+            young[part].end()
+            run.end()
+            figures[part] = {"seconds": turns.tolist(), "megabytes": megabytes[part]}
+            early, late = turns.T
+            cells = [spread(early, ".2f"), spread(late, ".2f"), spread(late / early, ".3f")]
+            rows.append([part, *cells, *(f"{size:,.0f}" for size in megabytes[part])])
+            bars[f"{part}, early"], bars[f"{part}, late"] = early, late
+            print(" | ".join(rows[-1]), flush=True)
+    regime = "resnet18, 64 pixels, batch 4, float32; one thread; "
+    regime += f"{LONG} epochs, each of {LONG_STEPS} step, validation and saving."
     columns = ["part", f"epochs 2 to {COMPARED + 1}, s", f"epochs {LONG - COMPARED + 1} to {LONG}, s"]
     columns += ["late to early, median (range)", "MB after 10", f"MB after {LONG - COMPARED}"]
     save("epochs", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "s an epoch", figures)

@@ -45,7 +45,7 @@ from results import (
     save,
     spread,
 )
-from turns import Measurer, answer
+from turns import Measurer, answer, rounds
 from usage import cpu_seconds, peak_memory
 
 ADAMW = ["--optimizer", "adamw"]
@@ -75,10 +75,12 @@ IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-WARM_UP, PASSES, SECONDS = 1, 3, 7  # in turns, after a start: at least so many passes and, if compared, seconds
+WARM_UP = 1  # of the passes after a start
+COMPARED, NOT_COMPARED = (4, 30, 7), (3, 4, 7)  # at least and at most so many passes, in so many seconds
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
+ENOUGH = 10  # seconds, after which no further step is measured
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 HALF = ON_GPU or multiplies_bf16()
 
@@ -202,14 +204,14 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
     """Train with the loader: images per second, and the share of the time that is spent waiting for it."""
     batches = begin()
     waited, total = [], []
-    for number in range(FIRST_STEPS + STEPS):
+    for batch in itertools.islice(batches, FIRST_STEPS):
+        step(batch)
+    for _ in rounds(1, STEPS, ENOUGH):
         began = time.perf_counter()
         batch = next(batches)
-        loaded = time.perf_counter()
+        waited.append(time.perf_counter() - began)
         step(batch)
-        if number >= FIRST_STEPS:
-            waited.append(loaded - began)
-            total.append(time.perf_counter() - began)
+        total.append(time.perf_counter() - began)
     return {"training_speed": [BATCH_SIZE / seconds for seconds in total], "waiting": sum(waited) / sum(total)}
 
 
@@ -222,12 +224,10 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
-def take_turns(loader: Measurer, limit: Measurer, seconds: float) -> list[list[Any]]:
-    """What both answer to "speed", for so many seconds at least."""
-    began, turns = time.perf_counter(), []
-    while len(turns) < WARM_UP + PASSES or time.perf_counter() - began < seconds:
-        turns.append([process.ask("speed") for process in (loader, limit)])
-    return turns[WARM_UP:]
+def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
+    """What both answer to "speed", pass by pass."""
+    passes = NOT_COMPARED if START_ONCE & set(loader.words) else COMPARED
+    return [[process.ask("speed") for process in (loader, limit)] for _ in rounds(*passes)][WARM_UP:]
 
 
 def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
@@ -240,7 +240,7 @@ def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
         process.ask("ready")
     figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
     for name, loader in loaders.items():
-        turns = take_turns(loader, limit, 0 if START_ONCE & set(loader.words) else SECONDS)
+        turns = take_turns(loader, limit)
         print(f"{name}: {turns[-1][0][0]:.0f} images/s in its last pass", flush=True)
         figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
         figures[limit_name]["passes"] += figures[name]["limit"]

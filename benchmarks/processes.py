@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from results import describe_machine, draw_data, save, spread
-from trainings import MEMORY_DISK, Training, go_on_together, start_train
+from trainings import MEMORY_DISK, ONE_THREAD, Training, go_on_together, start_train
+from turns import rounds
 
-BATCH_SIZE, STEPS, ROUNDS = 8, 6, 3
+BATCH_SIZE, STEPS = 8, 6
+LEAST, ROUNDS, SECONDS = 2, 3, 30  # at least and at most so many rounds, in so many seconds
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
 LENGTH = ["--epochs", 2 * ROUNDS + 1, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
 def start(part: str, cores: set[int], work_dir: Path) -> Training:
@@ -52,7 +53,7 @@ def measure(part: str) -> dict[str, list[float]]:
         runs = [start(part, its, Path(folder) / name) for name, its in cores.items()]
         one, another, two = runs
         go_on_together(runs)  # the first epoch does not count
-        for _ in range(ROUNDS):
+        for _ in rounds(LEAST, ROUNDS, SECONDS):
             one.go_on()
             speeds["one"].append(last_speed(one))
             go_on_together([one, another])
@@ -76,7 +77,8 @@ def main() -> None:
             rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
             bars[f"{part}, {name}"] = speeds
             print(" | ".join(rows[-1]), flush=True)
-    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32; {ROUNDS} epochs of {STEPS} steps."
+    regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32; "
+    regime += f"at most {ROUNDS} epochs of {STEPS} steps."
     columns = ["part", "networks", "images/s, median (range)", "beside twice one, median (range)"]
     save("processes", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 

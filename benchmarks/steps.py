@@ -4,13 +4,13 @@
 
 In one process, train.py takes a step, with its progress bar, metrics and logs, and then the loop of bare.py takes one,
 and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory as a loader
-delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of an epoch. Needs
-all environments (make setup).
+delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of an epoch. All
+parts start together, and from the second step on each goes on alone. Needs all environments (make setup).
 """
 
 import argparse
 import itertools
-import json
+import math
 import sys
 import tempfile
 import time
@@ -32,10 +32,11 @@ from results import (
     save,
     spread,
 )
-from trainings import MEMORY_DISK
-from turns import InTerminal
+from trainings import MEMORY_DISK, Training, go_on_together
+from turns import rounds
 
-STEPS, EPOCHS = 8, 5  # the first epoch does not count
+STEPS = 8
+LEAST, EPOCHS, SECONDS = 2, 4, 24  # at least and at most so many epochs, after a first one that does not count
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
@@ -50,13 +51,17 @@ FLAGS: dict[str, list[Any]] = {
 
 
 class Watch:
-    """Takes the time of each step of train.py, and after each that of a step of the bare loop."""
+    """Takes the time of each step of train.py, and after each that of a step of the bare loop.
 
-    def __init__(self, bare_step: Callable[[], object]) -> None:
+    Each pair adds a row to a CSV file: the epoch, and the milliseconds of both.
+    """
+
+    def __init__(self, bare_step: Callable[[], object], log: Path) -> None:
         self.bare_step = bare_step
-        self.began: float | None = None  # the step of train.py that is going on, if it is not an epoch's first
-        self.seconds: list[list[float]] = []  # of the steps of this epoch, in train.py and in the bare loop
-        self.milliseconds: list[list[float]] = []  # the medians of both, for each epoch
+        self.epoch = 1
+        self.began = math.nan  # the step of train.py that is going on, if it is not an epoch's first
+        self.log = log
+        log.write_text("epoch,ours,bare\n")
 
     def step_ended(self) -> None:
         """What train.py does from the end of one call to the next one is a step, all its callbacks included."""
@@ -64,14 +69,14 @@ class Watch:
             sys.modules["torch"].cuda.synchronize()
         ended = time.perf_counter()
         self.bare_step()
-        now = time.perf_counter()
-        if self.began is not None:
-            self.seconds.append([ended - self.began, now - ended])
-        self.began = now
+        ours, bare = ended - self.began, time.perf_counter() - ended
+        with self.log.open("a") as log:
+            log.write(f"{self.epoch},{1000 * ours},{1000 * bare}\n")
+        self.began = time.perf_counter()
 
     def epoch_ended(self) -> None:
-        self.milliseconds.append((1000 * np.median(self.seconds, axis=0)).tolist())
-        self.began, self.seconds = None, []
+        self.epoch += 1
+        self.began = math.nan
 
 
 class InMemory:
@@ -152,9 +157,9 @@ def watch_mmengine(watch: Watch) -> None:
     Runner.from_cfg, Runner.build_dataloader = with_ticks, in_memory
 
 
-def measure(part: str, flags: list[str]) -> list[list[float]]:
-    """Milliseconds of a step, in train.py and in the bare loop, for each epoch."""
-    watch = Watch(create_step(parse_flags(part, flags)))
+def measure(part: str, log: Path, flags: list[str]) -> None:
+    """Train, and write to `log` what each step takes."""
+    watch = Watch(create_step(parse_flags(part, flags)), log)
     import train
 
     if part in TF_PARTS:
@@ -164,44 +169,50 @@ def measure(part: str, flags: list[str]) -> list[list[float]]:
     else:
         watch_lightning(train, watch)
     train.main()
-    return watch.milliseconds[1:]
+
+
+def start(part: str, work_dir: Path) -> Training:
+    """The process of a part, which adds a row to its log for each step."""
+    # The last epoch, which also draws predictions, is not waited for.
+    more = ["--data_root", draw_data(part, images=80), "--work_dir", work_dir]
+    more += ["--epochs", EPOCHS + 2, "--limit_batches", STEPS]
+    log = work_dir / "steps.csv"
+    work_dir.mkdir()
+    return Training([python_of(part), __file__, "--one", part, log, *SMALL, *FLAGS[part], *more], log)
+
+
+def milliseconds(run: Training) -> np.ndarray:
+    """For each epoch that counts, the medians of train.py and of the bare loop; shape (epochs, 2)."""
+    steps = run.metrics().dropna()  # without the first one of each epoch, before which train.py has more to do
+    return steps.groupby("epoch").median().loc[2:].to_numpy()
 
 
 def main() -> None:
     """Measure all parts, or, in the process that this starts for each, one."""
     if sys.argv[1:2] == ["--one"]:
-        part, result, *flags = sys.argv[2:]
-        Path(result).write_text(json.dumps(measure(part, flags)))
+        part, log, *flags = sys.argv[2:]
+        measure(part, Path(log), flags)
         return
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
-    for part, flags in FLAGS.items():
-        with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-            result = Path(folder) / "result.json"
-            more = [
-                "--data_root",
-                draw_data(part, images=80),
-                "--work_dir",
-                folder,
-                "--epochs",
-                EPOCHS,
-                "--limit_batches",
-                STEPS,
-            ]
-            run = InTerminal([python_of(part), __file__, "--one", part, result, *SMALL, *flags, *more])
-            if run.process.wait():
-                raise run.ended()
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
+        runs = {part: start(part, Path(folder) / part) for part in FLAGS}
+        go_on_together(runs.values())
+        for part, run in runs.items():
+            run.go_on(STEPS - 1)
+            for _ in rounds(LEAST, EPOCHS, SECONDS):
+                run.go_on(STEPS)
             run.end()
-            milliseconds = np.array(json.loads(result.read_text()))
-        figures[part] = milliseconds.tolist()
-        overhead = 100 * (milliseconds[:, 0] / milliseconds[:, 1] - 1)
-        ours, bare = np.median(milliseconds, axis=0)
-        more_ms = np.median(milliseconds[:, 0] - milliseconds[:, 1])
-        rows.append([part, f"{bare:.0f}", f"{ours:.0f}", f"{more_ms:.1f}", spread(overhead, ".1f") + " %"])
-        bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = milliseconds[:, 1], milliseconds[:, 0]
-        print(" | ".join(rows[-1]), flush=True)
+            values = milliseconds(run)
+            figures[part] = values.tolist()
+            overhead = 100 * (values[:, 0] / values[:, 1] - 1)
+            ours, bare = np.median(values, axis=0)
+            more_ms = np.median(values[:, 0] - values[:, 1])
+            rows.append([part, f"{bare:.0f}", f"{ours:.0f}", f"{more_ms:.1f}", spread(overhead, ".1f") + " %"])
+            bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = values[:, 1], values[:, 0]
+            print(" | ".join(rows[-1]), flush=True)
     precision = f"{'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)"
-    regime = f"128 pixels, batch 8, from scratch, {precision}; {EPOCHS - 1} epochs of {STEPS} steps."
+    regime = f"128 pixels, batch 8, from scratch, {precision}; at most {EPOCHS} epochs of {STEPS} steps."
     columns = ["part", "bare loop, ms a step", "train.py, ms a step", "more, ms", "more, median (range)"]
     save("steps", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 

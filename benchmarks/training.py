@@ -18,6 +18,7 @@ the processes that load. Each part that is installed has a table of its own then
 
 import argparse
 import functools
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from results import (
     spread,
 )
 from trainings import MEMORY_DISK, Training, go_on_together, start_train
+from turns import rounds
 
 
 class Length(NamedTuple):
@@ -48,6 +50,7 @@ class Length(NamedTuple):
     images: int  # a fifth of them for validation
     image_size: int
     batch_size: int
+    enough: float = math.inf  # seconds, after which no further round of epochs is measured; but at least two are
 
     def flags(self) -> list[Any]:
         """Those of train.py, and of the peers."""
@@ -56,7 +59,7 @@ class Length(NamedTuple):
 
 
 LENGTHS = {  # by the table that they belong to
-    "training": Length(epochs=4, images=60, image_size=96, batch_size=4),
+    "training": Length(epochs=4, images=60, image_size=96, batch_size=4, enough=20),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
     "gpu": Length(epochs=6, images=1381, image_size=384, batch_size=16),  # as many to train with as the articles have
 }
@@ -167,7 +170,7 @@ def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[st
             runs = [start(Path(folder) / f"{number}") for number, start in enumerate(starts.values())]
             go_on_together(runs, look=True)  # the first epoch does not count
             seconds = [[] for _ in runs]
-            for _ in range(length.epochs - 1):
+            for _ in rounds(2, length.epochs - 1, length.enough):
                 for run, its in zip(runs, seconds, strict=True):
                     its += run.go_on()
                     run.look()
@@ -202,7 +205,8 @@ def write_table(name: str, length: Length, results: dict[str, dict[str, Result]]
             figures[f"{part}, {who}"] = result._asdict()
     networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
     photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
-    size = f"{length.image_size} pixels, batch {length.batch_size}, {length.epochs} epochs"
+    at_most = "" if shows_reached else "at most "
+    size = f"{length.image_size} pixels, batch {length.batch_size}, {at_most}{length.epochs} epochs"
     columns = ["part", "who", "s an epoch, median (range)", "times as fast, median (range)", "MB"]
     columns += ["MB on the GPU", "waiting"] if ON_GPU else []
     columns += ["IoU, part 7: segm mAP"] if shows_reached else []

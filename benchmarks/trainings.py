@@ -15,6 +15,7 @@ from usage import session_megabytes
 LOOK_EVERY = 1  # second from one look at the memory to the next
 # Where they can, they write their checkpoints to memory, because what a disk does, it does later.
 MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # variables, for a network on one core
 
 
 class Training(InTerminal):
@@ -79,7 +80,7 @@ def start_train(part: str, work_dir: Path, *flags: Any, **environment: str) -> T
     return Training([python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags], log, **environment)
 
 
-def go_on_together(trainings: Iterable[Training], look: bool = False) -> None:
-    """Let all train for an epoch at the same time, and look at the memory of each meanwhile if asked to."""
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda training: training.go_on(look=look), trainings))
+def go_on_together(trainings: Iterable[Training], epochs: int = 1, look: bool = False) -> None:
+    """Let all train for so many epochs at the same time, and look at the memory of each meanwhile if asked to."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        list(pool.map(lambda training: training.go_on(epochs, look), trainings))

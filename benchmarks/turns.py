@@ -10,11 +10,24 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that atexit ends what was started
+
+
+def rounds(least: int, most: int, seconds: float) -> Iterator[int]:
+    """The numbers of rounds: at least and at most so many, and in between no further one after so many seconds.
+
+    So a machine on which each takes long measures fewer of them.
+    """
+    began = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - began > seconds:
+            return
+        yield number
 
 
 class InTurns:

@@ -42,12 +42,15 @@ def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Pat
         data_root = prepare_again(part, data_root, work_dir)
         more = ["--config", ROOT / part / "configs" / "nail_mask_rcnn_small.py"]
     flags = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, *more, "--epochs", 2, "--limit_batches", 6]
-    result = work_dir.parent / "result.json"
-    words = [python_of(part), BENCHMARKS / "steps.py", "--one", part, result, *flags]
+    log = work_dir.parent / "steps.csv"
+    words = [python_of(part), BENCHMARKS / "steps.py", "--one", part, log, *flags]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ((ours, bare),) = json.loads(result.read_text())  # the first epoch does not count
-    assert 0.1 < ours / bare < 10
+    steps = pd.read_csv(log)
+    assert steps["epoch"].value_counts().between(6, 8).tolist() == [True, True]
+    first_steps = steps.groupby("epoch").head(1)  # before these there is more to do
+    assert steps[steps["ours"].isna()].equals(first_steps)
+    assert 0.1 < (steps["ours"] / steps["bare"]).median() < 10
 
 
 LOADERS = """
@@ -211,6 +214,26 @@ def test_what_is_compared_takes_turns(tmp_path: Path) -> None:
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr
     assert not Path("/proc", done.stdout.strip()).exists(), "it was left behind"
+
+
+ROUNDS = """
+import time
+from turns import rounds
+
+assert list(rounds(2, 5, 60)) == [0, 1, 2, 3, 4]
+done = []
+for number in rounds(2, 5, 0.1):
+    time.sleep(0.07)
+    done.append(number)
+assert done == [0, 1], done  # 0.14 seconds are over
+assert len([time.sleep(0.1) for _ in rounds(3, 5, 0.1)]) == 3  # at least
+"""
+
+
+def test_a_slow_machine_measures_fewer_rounds() -> None:
+    words = [python_of("part3_lightning"), "-c", ROUNDS]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
 
 
 TRAININGS = """
