@@ -249,6 +249,7 @@ def start(number, *more):
 first, second = start(1), start(2)
 go_on_together([first, second])
 assert (first.epochs(), second.epochs()) == (1, 1)
+assert first.metrics()["val_iou"][0] == second.metrics()["val_iou"][0], "its seed is not fixed"
 assert len(first.go_on(2)) == 2
 assert second.go_on()[0] > 0
 assert (first.epochs(), second.epochs()) == (3, 2)

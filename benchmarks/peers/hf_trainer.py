@@ -32,6 +32,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 
@@ -114,6 +115,7 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     train_dataset = NailDataset(args.data_root, "train.csv", args.image_size, train_transform())
     valid_dataset = NailDataset(args.data_root, "valid.csv", args.image_size)
+    set_seed(42)  # as train.py, and as the default of TrainingArguments
     model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=2))  # else its defaults, which are mit_b0
 
     training_args = TrainingArguments(

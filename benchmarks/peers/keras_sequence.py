@@ -107,6 +107,7 @@ def main() -> None:
     """Data, model, fit."""
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
+    tf.keras.utils.set_random_seed(42)  # as train.py
     preprocess = sm.get_preprocessing(args.encoder)
     size = args.image_size
     settings = {"preprocess": preprocess, "batch_size": args.batch_size}

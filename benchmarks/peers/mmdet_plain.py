@@ -83,8 +83,9 @@ test_evaluator = val_evaluator
 
 # --- schedule ---
 train_cfg = dict(max_epochs=epochs)
+randomness = dict(seed=42)  # as train.py
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=min(500, epochs * steps // 10)),
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=max(1, min(500, epochs * steps // 10))),
     dict(type="MultiStepLR", by_epoch=True, milestones=[round(epochs * 8 / 12), round(epochs * 11 / 12)], gamma=0.1),
 ]
 optimizer = dict(type="AdamW", lr=learning_rate, weight_decay=0.01)

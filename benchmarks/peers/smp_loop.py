@@ -95,6 +95,7 @@ def main() -> None:
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(42)  # as train.py
 
     train_dataset = NailDataset(args.data_root, "train.csv", create_transform(args.image_size, train=True))
     valid_dataset = NailDataset(args.data_root, "valid.csv", create_transform(args.image_size, train=False))
