@@ -33,7 +33,7 @@ NETWORKS = {  # its part, its flags, what is tried with it
 }
 AS_IT_IS = "as it is"
 WARM_UP = 1  # after a first one, in which they all start
-LEAST, ROUNDS, SECONDS = 3, 4, 12  # at least and at most so many rounds, in so many seconds
+LEAST, ROUNDS, SECONDS = 3, 4, 12  # at least and at most so many; in between none after so many seconds
 
 
 def answer_with_steps(part: str, flags: list[str], choices: list[str]) -> None:

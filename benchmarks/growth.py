@@ -5,8 +5,8 @@
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
 them start one by one, those with the least and the most twice; then the last ones take turns, epoch by epoch.
 Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
-take turns with the second to tenth of another one, which is the same but for its age; all parts train at the same time
-in between. Needs all environments (make setup).
+take turns with the second to tenth of another one, which is the same but for its age. Before that, all parts train at
+the same time, each in one thread. Needs all environments (make setup).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
 STARTS, STEPS = 2, 4
-LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs of each, in so many seconds
+LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs; in between none after so many seconds
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]

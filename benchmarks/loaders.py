@@ -76,7 +76,7 @@ BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 STARTS = 3
 START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
 WARM_UP = 1  # of the passes after a start
-COMPARED, NOT_COMPARED = (4, 30, 7), (3, 4, 7)  # at least and at most so many passes, in so many seconds
+COMPARED, NOT_COMPARED = (4, 30, 7), (3, 4, 7)  # at least and at most so many; in between none after so many seconds
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
 FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)

@@ -23,7 +23,7 @@ from trainings import MEMORY_DISK, ONE_THREAD, Training, go_on_together, start_t
 from turns import rounds
 
 BATCH_SIZE, STEPS = 8, 6
-LEAST, ROUNDS, SECONDS = 2, 3, 30  # at least and at most so many rounds, in so many seconds
+LEAST, ROUNDS, SECONDS = 2, 3, 30  # at least and at most so many; in between none after so many seconds
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
 LENGTH = ["--epochs", 2 * ROUNDS + 1, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]

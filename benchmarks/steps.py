@@ -35,8 +35,9 @@ from results import (
 from trainings import MEMORY_DISK, Training, go_on_together
 from turns import rounds
 
-STEPS = 8
-LEAST, EPOCHS, SECONDS = 2, 4, 24  # at least and at most so many epochs, after a first one that does not count
+STEPS, IMAGES = 8, 80
+# At least and at most so many epochs, and in between no further one after so many seconds. A first one does not count.
+LEAST, EPOCHS, SECONDS = 2, 4, 24
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
@@ -174,7 +175,7 @@ def measure(part: str, log: Path, flags: list[str]) -> None:
 def start(part: str, work_dir: Path) -> Training:
     """The process of a part, which adds a row to its log for each step."""
     # The last epoch, which also draws predictions, is not waited for.
-    more = ["--data_root", draw_data(part, images=80), "--work_dir", work_dir]
+    more = ["--data_root", draw_data(part, IMAGES), "--work_dir", work_dir]
     more += ["--epochs", EPOCHS + 2, "--limit_batches", STEPS]
     log = work_dir / "steps.csv"
     work_dir.mkdir()
@@ -196,10 +197,12 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
+        for part in FLAGS:
+            draw_data(part, IMAGES)  # before the first one starts
         runs = {part: start(part, Path(folder) / part) for part in FLAGS}
         go_on_together(runs.values())
         for part, run in runs.items():
-            run.go_on(STEPS - 1)
+            run.go_on(STEPS - run.epochs() % STEPS)
             for _ in rounds(LEAST, EPOCHS, SECONDS):
                 run.go_on(STEPS)
             run.end()
@@ -212,7 +215,8 @@ def main() -> None:
             bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = values[:, 1], values[:, 0]
             print(" | ".join(rows[-1]), flush=True)
     precision = f"{'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)"
-    regime = f"128 pixels, batch 8, from scratch, {precision}; at most {EPOCHS} epochs of {STEPS} steps."
+    regime = f"128 pixels, batch 8, from scratch, {precision}; at most {EPOCHS} epochs of {STEPS} steps, "
+    regime += "without the first step of each."
     columns = ["part", "bare loop, ms a step", "train.py, ms a step", "more, ms", "more, median (range)"]
     save("steps", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 

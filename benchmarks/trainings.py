@@ -1,8 +1,8 @@
 """Trainings whose epochs are measured, and that can take turns: train.py of a part, or what it is compared with."""
 
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Training(InTerminal):
     """A training that, once it has started, goes on only while an epoch of it is measured."""
 
     def __init__(self, words: Sequence[Any], log: Path, **environment: str) -> None:
-        """`log`: the CSV file to which it adds a row after each epoch."""
+        """`log`: the CSV file to which it adds a row after each epoch (in steps.py: after each step)."""
         self.log = log
         self.megabytes = self.gpu_megabytes = 0.0  # the most that was seen
         super().__init__(words, **environment)
@@ -46,15 +46,15 @@ class Training(InTerminal):
             done, began, looked = self.epochs(), time.perf_counter(), time.perf_counter()
             while len(seconds) < epochs:
                 time.sleep(0.002)
+                if look and time.perf_counter() - looked > LOOK_EVERY:
+                    self.look()
+                    looked = time.perf_counter()
                 has_ended, now = self.process.poll() is not None, time.perf_counter()
                 if self.epochs() > done + len(seconds):  # asked after it: a row that it has left still counts
                     seconds.append(now - began)
                     began = now
                 elif has_ended:
                     raise self.ended()
-                if look and now - looked > LOOK_EVERY:
-                    self.look()
-                    looked = time.perf_counter()
         return seconds
 
     def finish(self) -> None:
@@ -80,7 +80,17 @@ def start_train(part: str, work_dir: Path, *flags: Any, **environment: str) -> T
     return Training([python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags], log, **environment)
 
 
-def go_on_together(trainings: Iterable[Training], epochs: int = 1, look: bool = False) -> None:
-    """Let all train for so many epochs at the same time, and look at the memory of each meanwhile if asked to."""
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        list(pool.map(lambda training: training.go_on(epochs, look), trainings))
+def go_on_together(trainings: Collection[Training], epochs: int = 1, look: bool = False) -> None:
+    """Let all train for so many epochs at the same time, and look at the memory of each meanwhile if asked to.
+
+    Raises:
+        SystemExit: one of them has ended instead, or this script is to end; then all have ended.
+    """
+    with ThreadPoolExecutor(max_workers=len(trainings)) as pool:
+        try:
+            for done in as_completed([pool.submit(training.go_on, epochs, look) for training in trainings]):
+                done.result()
+        except BaseException:
+            for training in trainings:  # else their threads would be waited for
+                training.end()
+            raise

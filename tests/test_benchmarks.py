@@ -267,6 +267,29 @@ def test_trainings_take_turns_epoch_by_epoch(data_root: Path, tmp_path: Path) ->
     assert "ended with 1" in done.stderr and "Wrong encoder name `resnet0`" in done.stderr, done.stderr
 
 
+TOGETHER = """
+import sys
+from pathlib import Path
+from trainings import Training, go_on_together
+
+go_on_together([Training(["sleep", seconds], Path("no log")) for seconds in sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_when_trainings_that_go_on_together_end_none_is_left(signals: bool) -> None:
+    """They end by a signal, or because one of them does."""
+    seconds = ["86", "87"] if signals else ["86", "3"]
+    words = [str(python_of("part3_lightning")), "-c", TOGETHER, *seconds]
+    together = subprocess.Popen(words, cwd=BENCHMARKS, stderr=subprocess.PIPE, text=True)
+    if signals:
+        time.sleep(8)  # until both have started
+        together.send_signal(signal.SIGTERM)
+    assert together.wait(timeout=30) == (128 + signal.SIGTERM if signals else 1)
+    assert signals or "sleep 3\nended with 0" in together.stderr.read()
+    assert subprocess.run(["pgrep", "-fx", "sleep 86"], capture_output=True).stdout == b""
+
+
 def test_a_measurer_answers_and_says_when_it_cannot(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
