@@ -158,9 +158,9 @@ def measure_epochs() -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         young, old = ({part: start_long(part, Path(folder) / f"{part}, {age}") for part in PARTS} for age in AGES)
         go_on_together([*young.values(), *old.values()])
-        go_on_together(old.values(), epochs=9)
+        go_on_together(old.values(), rows=9)
         megabytes = {part: [session_megabytes(run.process.pid)] for part, run in old.items()}
-        go_on_together(old.values(), epochs=LONG - COMPARED - 10)
+        go_on_together(old.values(), rows=LONG - COMPARED - 10)
         for part, run in old.items():
             megabytes[part].append(session_megabytes(run.process.pid))
             # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.

@@ -202,7 +202,7 @@ def main() -> None:
         runs = {part: start(part, Path(folder) / part) for part in FLAGS}
         go_on_together(runs.values())
         for part, run in runs.items():
-            run.go_on(STEPS - run.epochs() % STEPS)
+            run.go_on(STEPS - run.rows() % STEPS)  # the rest of the first epoch
             for _ in rounds(LEAST, EPOCHS, SECONDS):
                 run.go_on(STEPS)
             run.end()

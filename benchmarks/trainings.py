@@ -27,12 +27,12 @@ class Training(InTerminal):
         self.megabytes = self.gpu_megabytes = 0.0  # the most that was seen
         super().__init__(words, **environment)
 
-    def epochs(self) -> int:
-        """How many are done."""
+    def rows(self) -> int:
+        """How many its log has."""
         return len(self.log.read_text().splitlines()) - 1 if self.log.exists() else 0
 
-    def go_on(self, epochs: int = 1, look: bool = False) -> list[float]:
-        """Let it train until so many more epochs are done, and return the seconds of each.
+    def go_on(self, rows: int = 1, look: bool = False) -> list[float]:
+        """Let it train until its log has so many more rows, and return the seconds of each.
 
         Args:
             look: at its memory meanwhile, for which the system goes through all its pages.
@@ -43,14 +43,14 @@ class Training(InTerminal):
         time.sleep(0.3)  # what the one before it has left for the system to do
         seconds: list[float] = []
         with self.turn():
-            done, began, looked = self.epochs(), time.perf_counter(), time.perf_counter()
-            while len(seconds) < epochs:
-                time.sleep(0.002)
+            done, began, looked = self.rows(), time.perf_counter(), time.perf_counter()
+            while len(seconds) < rows:
+                time.sleep(0.005)
                 if look and time.perf_counter() - looked > LOOK_EVERY:
                     self.look()
                     looked = time.perf_counter()
                 has_ended, now = self.process.poll() is not None, time.perf_counter()
-                if self.epochs() > done + len(seconds):  # asked after it: a row that it has left still counts
+                if self.rows() > done + len(seconds):  # asked after it: a row that it has left still counts
                     seconds.append(now - began)
                     began = now
                 elif has_ended:
@@ -80,15 +80,18 @@ def start_train(part: str, work_dir: Path, *flags: Any, **environment: str) -> T
     return Training([python_of(part), ROOT / part / "train.py", "--work_dir", work_dir, *flags], log, **environment)
 
 
-def go_on_together(trainings: Collection[Training], epochs: int = 1, look: bool = False) -> None:
-    """Let all train for so many epochs at the same time, and look at the memory of each meanwhile if asked to.
+def go_on_together(trainings: Collection[Training], rows: int = 1, look: bool = False) -> None:
+    """Let all train at the same time until each log has so many more rows.
+
+    Args:
+        look: at the memory of each meanwhile.
 
     Raises:
         SystemExit: one of them has ended instead, or this script is to end; then all have ended.
     """
     with ThreadPoolExecutor(max_workers=len(trainings)) as pool:
         try:
-            for done in as_completed([pool.submit(training.go_on, epochs, look) for training in trainings]):
+            for done in as_completed([pool.submit(training.go_on, rows, look) for training in trainings]):
                 done.result()
         except BaseException:
             for training in trainings:  # else their threads would be waited for
