@@ -139,7 +139,7 @@ pip-tools: lock  ## as in the articles: lock, then install into the conda enviro
 bench:  ## measure anew what benchmarks/README.md tells, on a machine that does nothing else
 	@$(MAKE) -s setup
 	@$(UV) pip install --quiet --no-deps --python .venv-pt/bin/python -r benchmarks/requirements.txt
-	@for name in loaders steps freed_memory choices growth processes training; do \
+	@for name in loaders steps choices growth processes training; do \
 	echo "== $$name" && $(filter-out OMP_NUM_THREADS=%,$(TEST_ENV)) .venv-pt/bin/python benchmarks/$$name.py || exit; done
 
 lint:  ## ruff and mypy

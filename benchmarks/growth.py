@@ -3,7 +3,8 @@
     .venv-pt/bin/python benchmarks/growth.py
 
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
-them start one by one, those with the least and the most twice; then the last ones take turns, epoch by epoch.
+them start one by one, where a start is quick those with the least and the most twice; then the last ones take turns,
+epoch by epoch.
 Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
 take turns with the second to tenth of another one, which is the same but for its age. Before that, all parts train at
 the same time, each in one thread. Needs all environments (make setup).
@@ -25,7 +26,8 @@ from turns import rounds
 from usage import session_megabytes
 
 NUMBERS = [1_000, 10_000, 100_000]
-STARTS, STEPS = 2, 4
+STEPS = 4
+STARTS = (1, 2, 30)  # at least and at most so many; no second one if the first ones took so many seconds
 LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs; in between none after so many seconds
 LONG, COMPARED, LONG_STEPS = 50, 9, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
@@ -92,14 +94,14 @@ def start_each(part: str, data: Path, work_dir: Path) -> tuple[dict[int, Trainin
     """For each number of photographs the last run, and the seconds of its starts."""
     runs: dict[int, Training] = {}
     seconds: dict[int, list[float]] = {number: [] for number in NUMBERS}
-    for start in range(STARTS):
-        for run in runs.values():
-            run.end()
-        # What is between the least and the most starts only the last time: each start takes ten seconds.
-        for number in NUMBERS if start == STARTS - 1 else [NUMBERS[0], NUMBERS[-1]]:
+    for start in rounds(*STARTS):
+        # What is between the least and the most starts only once: each start takes ten seconds.
+        for number in [NUMBERS[0], NUMBERS[-1]] if start else NUMBERS:
+            if start:
+                runs[number].end()
             runs[number], took = start_alone(part, data / f"{number}", work_dir / f"{number}, start {start}")
             seconds[number].append(took)
-    return {number: runs[number] for number in NUMBERS}, seconds
+    return runs, seconds
 
 
 def measure_numbers() -> None:
@@ -125,7 +127,7 @@ def measure_numbers() -> None:
             speed, started = speeds[number], seconds[number]
             figures[f"{part}, {number}"] = {"MB": run.megabytes, "started": started, "images/s": speed.tolist()}
             is_least = number == NUMBERS[0]
-            later = np.subtract(started, seconds[NUMBERS[0]][-len(started) :])
+            later = np.subtract(started, seconds[NUMBERS[0]][: len(started)])
             cells = [
                 f"{run.megabytes:,.0f}",
                 spread(speed, ".1f"),

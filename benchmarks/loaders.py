@@ -7,8 +7,8 @@ limit, and then while a network trains. What is counted are augmented batches, i
 of bytes, which are normalised on the network's side, but in part 4, whose augmentation ends with that, of normalised
 floats. A limit of the machine is as many processes as there are cores, which do nothing but decode, resize and augment:
 there is one for parts 1 and 3 to 6, whose augmentation is that of part 3, with albumentations, one for part 2, whose
-small sources are augmented more, and one for part 7. What is compared starts three times, one group after the other,
-because processes of the same code differ by several percent. Needs all environments (make setup).
+small sources are augmented more, and one for part 7. What is compared starts up to three times, one group after the
+other, because processes of the same code differ by several percent. Needs all environments (make setup).
 """
 
 import argparse
@@ -69,18 +69,17 @@ LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the 
     },
     "limit of part 7": {"part 7, MMDetection": ("part7_mmdetection", CONFIG)},
 }
+DECODE_NOTHING = {"--cache", "npy"}  # so there is no limit that they could be compared with
 # Not measured while a network trains: on a CPU it does not wait for these parts' loaders as they are, either.
-VARIANTS: set[str] = set() if ON_GPU else {"--cache", "npy"}
-IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
+VARIANTS: set[str] = set() if ON_GPU else DECODE_NOTHING
+IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 8
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
-STARTS = 3
-START_ONCE = {"--cache", "part4_kornia", "part5_dali"}  # not compared, or far from the limit
-WARM_UP = 1  # of the passes after a start
-COMPARED, NOT_COMPARED = (4, 30, 7), (3, 4, 7)  # at least and at most so many; in between none after so many seconds
+START_ONCE = {*DECODE_NOTHING, "part4_kornia", "part5_dali"}  # not compared, or far from the limit
+# At least and at most so many; in between none after so many seconds. Of a start's passes, a first one does not count.
+STARTS, PASSES, PASSES_ONCE = (1, 3, 240), (3, 29, 6), (2, 3, 5)
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
 # than to load several batches.
-FIRST_STEPS, STEPS = (2 * CORES, 2 * CORES) if ON_GPU else (1, 2)
-ENOUGH = 10  # seconds, after which no further step is measured
+FIRST_STEPS, STEPS = (2 * CORES, (2 * CORES, 2 * CORES, 0)) if ON_GPU else (1, (1, 4, 5))
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 HALF = ON_GPU or multiplies_bf16()
 
@@ -206,7 +205,7 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
     waited, total = [], []
     for batch in itertools.islice(batches, FIRST_STEPS):
         step(batch)
-    for _ in rounds(1, STEPS, ENOUGH):
+    for _ in rounds(*STEPS):
         began = time.perf_counter()
         batch = next(batches)
         waited.append(time.perf_counter() - began)
@@ -224,10 +223,14 @@ def start(part: str, flags: list[Any]) -> Measurer:
     return Measurer([python_of(part), __file__, "--one", part, *flags, *data, *FLAGS])
 
 
-def take_turns(loader: Measurer, limit: Measurer) -> list[list[Any]]:
-    """What both answer to "speed", pass by pass."""
-    passes = NOT_COMPARED if START_ONCE & set(loader.words) else COMPARED
-    return [[process.ask("speed") for process in (loader, limit)] for _ in rounds(*passes)][WARM_UP:]
+def measure_loader(loader: Measurer, limit: Measurer) -> dict[str, Any]:
+    """What both answer to "speed" in turns, pass by pass, and the loader's memory."""
+    figures = {"memory": loader.ask("memory")}  # of its first pass, which does not count else
+    if DECODE_NOTHING & set(loader.words):
+        return figures | {"passes": [loader.ask("speed") for _ in rounds(*PASSES_ONCE)]}
+    passes = PASSES_ONCE if START_ONCE & set(loader.words) else PASSES
+    turns = [[process.ask("speed") for process in (loader, limit)] for _ in rounds(*passes)]
+    return figures | {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
 
 
 def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
@@ -238,19 +241,14 @@ def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
             loaders[name] = start(part, flags)
     for process in [limit, *loaders.values()]:
         process.ask("ready")
-    figures: dict[str, dict[str, Any]] = {limit_name: {"passes": []}}
+    figures: dict[str, dict[str, Any]] = {limit_name: {"memory": limit.ask("memory"), "passes": []}}
     for name, loader in loaders.items():
-        turns = take_turns(loader, limit)
-        print(f"{name}: {turns[-1][0][0]:.0f} images/s in its last pass", flush=True)
-        figures[name] = {"passes": [ours for ours, _ in turns], "limit": [its for _, its in turns]}
-        figures[limit_name]["passes"] += figures[name]["limit"]
-        if is_first:
-            figures[name]["memory"] = loader.ask("memory")
-            if not VARIANTS & set(loader.words):
-                figures[name] |= loader.ask("waiting")
+        figures[name] = measure_loader(loader, limit)
+        print(f"{name}: {figures[name]['passes'][-1][0]:.0f} images/s in its last pass", flush=True)
+        figures[limit_name]["passes"] += figures[name].get("limit", [])
+        if is_first and not VARIANTS & set(loader.words):
+            figures[name] |= loader.ask("waiting")
         loader.end()
-    if is_first:
-        figures[limit_name]["memory"] = limit.ask("memory")
     limit.end()
     return figures
 
@@ -258,12 +256,13 @@ def measure_start(limit_name: str, is_first: bool) -> dict[str, dict[str, Any]]:
 def measure_all() -> dict[str, dict[str, Any]]:
     """The figures of all limits and loaders, with the passes of all starts."""
     figures: dict[str, dict[str, Any]] = {}
-    for number in range(STARTS):
+    for number in rounds(*STARTS):
         for limit_name in LIMITS:
             for name, found in measure_start(limit_name, is_first=number == 0).items():
                 known = figures.get(name, {})
                 for passes in {"passes", "limit"} & set(known):
                     found[passes] = known[passes] + found[passes]
+                found["memory"] = max(found["memory"], known.get("memory", 0))
                 figures[name] = known | found
     return figures
 
@@ -271,8 +270,7 @@ def measure_all() -> dict[str, dict[str, Any]]:
 def cells_of(name: str, found: dict[str, Any]) -> list[str]:
     """A row of the table."""
     speed, cpu = np.transpose(found["passes"])
-    is_compared = "limit" in found and not any(word in name for word in ("--cache", "npy"))  # these decode nothing
-    of_the_limit = spread(speed / np.array(found["limit"])[:, 0], ".2f") if is_compared else ""
+    of_the_limit = spread(speed / np.array(found["limit"])[:, 0], ".2f") if "limit" in found else ""
     cells = [name, spread(speed, ".0f"), of_the_limit, f"{1000 * np.median(cpu):.1f}", f"{found['memory']:.0f}"]
     if "waiting" in found:
         return [*cells, f"{np.median(found['training_speed']):.1f}", f"{100 * found['waiting']:.1f} %"]

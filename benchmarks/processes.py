@@ -7,8 +7,9 @@ batch for each: two processes in part 3, and in part 1 two replicas of the netwo
 has them. "Apart" is two runs at the same time that know nothing of each other, each on a core of its own: what it is
 slower by than twice one is lost to what the cores share, such as memory. What "two" is slower by than that is lost to
 being one run: to the exchange of gradients, to waiting for the slower one, and in part 1 to a loader that both share.
-The three take turns, epoch by epoch, and a ratio is that of neighbours. Images per second are those of train.py, of
-training without validation. Needs all environments (make setup), and two cores.
+The three of a part take turns, epoch by epoch, and a ratio is that of neighbours; only their first epoch is at the same
+time, with those of the other part. Images per second are those of train.py, of training without validation. Needs all
+environments (make setup), and two cores.
 """
 
 import argparse
@@ -44,24 +45,25 @@ def last_speed(run: Training) -> float:
     return run.metrics()["images_per_second"].iloc[-1]
 
 
-def measure(part: str) -> dict[str, list[float]]:
+def start_each(part: str, work_dir: Path) -> dict[str, Training]:
+    """The runs of a part."""
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    cores = {"one": {first}, "another": {second}, "two": {first, second}}
+    return {name: start(part, its, work_dir / name) for name, its in cores.items()}
+
+
+def measure(one: Training, another: Training, two: Training) -> dict[str, list[float]]:
     """Images per second of "one", "apart" and "two", in each round."""
     speeds: dict[str, list[float]] = {"one": [], "apart": [], "two": []}
-    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        first, second, *_ = sorted(os.sched_getaffinity(0))
-        cores = {"one": {first}, "another": {second}, "two": {first, second}}
-        runs = [start(part, its, Path(folder) / name) for name, its in cores.items()]
-        one, another, two = runs
-        go_on_together(runs)  # the first epoch does not count
-        for _ in rounds(LEAST, ROUNDS, SECONDS):
-            one.go_on()
-            speeds["one"].append(last_speed(one))
-            go_on_together([one, another])
-            speeds["apart"].append(last_speed(one) + last_speed(another))
-            two.go_on()
-            speeds["two"].append(last_speed(two))
-        for run in runs:
-            run.end()
+    for _ in rounds(LEAST, ROUNDS, SECONDS):
+        one.go_on()
+        speeds["one"].append(last_speed(one))
+        go_on_together([one, another])
+        speeds["apart"].append(last_speed(one) + last_speed(another))
+        two.go_on()
+        speeds["two"].append(last_speed(two))
+    for run in (one, another, two):
+        run.end()
     return speeds
 
 
@@ -69,14 +71,17 @@ def main() -> None:
     """Measure both parts."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, bars, figures = [], {}, {}
-    for part in PARTS:
-        figures[part] = measure(part)
-        one = np.array(figures[part]["one"])
-        for name, speeds in figures[part].items():
-            of_twice_one = "" if name == "one" else spread(speeds / one / 2, ".2f")
-            rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
-            bars[f"{part}, {name}"] = speeds
-            print(" | ".join(rows[-1]), flush=True)
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
+        runs = {part: start_each(part, Path(folder) / part) for part in PARTS}
+        go_on_together([run for its in runs.values() for run in its.values()])  # the first epoch does not count
+        for part, its in runs.items():
+            figures[part] = measure(**its)
+            one = np.array(figures[part]["one"])
+            for name, speeds in figures[part].items():
+                of_twice_one = "" if name == "one" else spread(speeds / one / 2, ".2f")
+                rows.append([part, name, spread(speeds, ".1f"), of_twice_one])
+                bars[f"{part}, {name}"] = speeds
+                print(" | ".join(rows[-1]), flush=True)
     regime = f"U-Net, resnet18, 64 pixels, batch {BATCH_SIZE} a network, float32; "
     regime += f"at most {ROUNDS} epochs of {STEPS} steps."
     columns = ["part", "networks", "images/s, median (range)", "beside twice one, median (range)"]

@@ -4,7 +4,7 @@
 
 In one process, train.py takes a step, with its progress bar, metrics and logs, and then the loop of bare.py takes one,
 and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory as a loader
-delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of an epoch. All
+delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of a few steps. All
 parts start together, and from the second step on each goes on alone. Needs all environments (make setup).
 """
 
@@ -33,11 +33,11 @@ from results import (
     spread,
 )
 from trainings import MEMORY_DISK, Training, go_on_together
-from turns import rounds
 
-STEPS, IMAGES = 8, 80
-# At least and at most so many epochs, and in between no further one after so many seconds. A first one does not count.
-LEAST, EPOCHS, SECONDS = 2, 4, 24
+WARM_UP = 2  # steps, after a first one, in which all start
+GROUP = 5  # steps, whose medians are compared
+# Groups: at least and at most so many; in between as many as these seconds are enough for.
+LEAST, GROUPS, SECONDS = 2, 6, 24
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
 SMALL = ["--encoder_weights", "none", "--image_size", 128, "--batch_size", 8]
 FLAGS: dict[str, list[Any]] = {
@@ -54,15 +54,15 @@ FLAGS: dict[str, list[Any]] = {
 class Watch:
     """Takes the time of each step of train.py, and after each that of a step of the bare loop.
 
-    Each pair adds a row to a CSV file: the epoch, and the milliseconds of both.
+    Each pair adds a row to a CSV file: the milliseconds of both. That of train.py is left out of the first step of an
+    epoch, before which it has more to do.
     """
 
     def __init__(self, bare_step: Callable[[], object], log: Path) -> None:
         self.bare_step = bare_step
-        self.epoch = 1
         self.began = math.nan  # the step of train.py that is going on, if it is not an epoch's first
         self.log = log
-        log.write_text("epoch,ours,bare\n")
+        log.write_text("ours,bare\n")
 
     def step_ended(self) -> None:
         """What train.py does from the end of one call to the next one is a step, all its callbacks included."""
@@ -72,11 +72,10 @@ class Watch:
         self.bare_step()
         ours, bare = ended - self.began, time.perf_counter() - ended
         with self.log.open("a") as log:
-            log.write(f"{self.epoch},{1000 * ours},{1000 * bare}\n")
+            log.write(f"{1000 * ours},{1000 * bare}\n")
         self.began = time.perf_counter()
 
     def epoch_ended(self) -> None:
-        self.epoch += 1
         self.began = math.nan
 
 
@@ -85,13 +84,14 @@ class InMemory:
 
     def __init__(self, loader: Any) -> None:
         self.dataset = getattr(loader, "dataset", None)
+        self.length = len(loader)
         self.batches = list(itertools.islice(loader, KEPT_BATCHES))
 
     def __len__(self) -> int:
-        return STEPS
+        return self.length
 
     def __iter__(self) -> Any:
-        return itertools.islice(itertools.cycle(self.batches), STEPS)
+        return itertools.islice(itertools.cycle(self.batches), self.length)
 
 
 def watch_keras(train: Any, watch: Watch) -> None:
@@ -174,18 +174,20 @@ def measure(part: str, log: Path, flags: list[str]) -> None:
 
 def start(part: str, work_dir: Path) -> Training:
     """The process of a part, which adds a row to its log for each step."""
-    # The last epoch, which also draws predictions, is not waited for.
-    more = ["--data_root", draw_data(part, IMAGES), "--work_dir", work_dir]
-    more += ["--epochs", EPOCHS + 2, "--limit_batches", STEPS]
     log = work_dir / "steps.csv"
     work_dir.mkdir()
+    more = ["--data_root", draw_data(part), "--work_dir", work_dir, "--epochs", 3]  # the end is not waited for
     return Training([python_of(part), __file__, "--one", part, log, *SMALL, *FLAGS[part], *more], log)
 
 
 def milliseconds(run: Training) -> np.ndarray:
-    """For each epoch that counts, the medians of train.py and of the bare loop; shape (epochs, 2)."""
-    steps = run.metrics().dropna()  # without the first one of each epoch, before which train.py has more to do
-    return steps.groupby("epoch").median().loc[2:].to_numpy()
+    """For each group of steps, the medians of train.py and of the bare loop; shape (groups, 2)."""
+    *_, seconds = run.go_on(WARM_UP)
+    groups = int(np.clip(SECONDS / seconds / GROUP, LEAST, GROUPS))
+    skipped = run.rows() + 1  # the first one after its turn has begun took part of the time before that
+    run.go_on(1 + groups * GROUP)
+    steps = run.metrics().iloc[skipped : skipped + groups * GROUP].dropna().to_numpy()
+    return np.array([np.median(group, axis=0) for group in np.array_split(steps, groups)])
 
 
 def main() -> None:
@@ -198,15 +200,12 @@ def main() -> None:
     rows, bars, figures = [], {}, {}
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for part in FLAGS:
-            draw_data(part, IMAGES)  # before the first one starts
+            draw_data(part)  # before the first one starts
         runs = {part: start(part, Path(folder) / part) for part in FLAGS}
         go_on_together(runs.values())
         for part, run in runs.items():
-            run.go_on(STEPS - run.rows() % STEPS)  # the rest of the first epoch
-            for _ in rounds(LEAST, EPOCHS, SECONDS):
-                run.go_on(STEPS)
-            run.end()
             values = milliseconds(run)
+            run.end()
             figures[part] = values.tolist()
             overhead = 100 * (values[:, 0] / values[:, 1] - 1)
             ours, bare = np.median(values, axis=0)
@@ -215,8 +214,7 @@ def main() -> None:
             bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = values[:, 1], values[:, 0]
             print(" | ".join(rows[-1]), flush=True)
     precision = f"{'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)"
-    regime = f"128 pixels, batch 8, from scratch, {precision}; at most {EPOCHS} epochs of {STEPS} steps, "
-    regime += "without the first step of each."
+    regime = f"128 pixels, batch 8, from scratch, {precision}; at most {GROUPS} times {GROUP} steps."
     columns = ["part", "bare loop, ms a step", "train.py, ms a step", "more, ms", "more, median (range)"]
     save("steps", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "ms a step", figures)
 

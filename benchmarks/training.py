@@ -5,10 +5,11 @@
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
 same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
-is that of neighbours; those of part 1, and all on a GPU, train one after the other. Seconds are those of an epoch, with
-validation and saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP)
-is the best of all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and in
-bfloat16. The peer of part 6 needs accelerate (benchmarks/requirements.txt).
+is that of neighbours; in the first epoch all train at the same time. Those of part 1, and all on a GPU, train one after
+the other. Seconds are those of an epoch, with validation and saving, without the first one; memory is that of all
+processes, at the most; the IoU (part 7: segm mAP) is the best of all epochs. A few epochs show how fast they are in
+float32; many (--long), what they reach, and in bfloat16. The peer of part 6 needs accelerate
+(benchmarks/requirements.txt).
 
 On a GPU there is only one length, the networks and photographs are larger, and there are no peers: float32 is compared
 with float16, bfloat16 and --compile, and, in parts 4 and 5, the ways to load and augment. Also measured is the share
@@ -21,7 +22,7 @@ import functools
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,8 +110,11 @@ ON_LIGHTNING = ["part3_lightning", "part4_kornia", "part5_dali", "part6_segforme
 # After a stop, an epoch of a Keras Sequence takes twice as long: its loader waits with a timeout of 5 seconds. And on a
 # GPU, what is used of its memory would be that of all.
 ONE_BY_ONE = list(PARTS) if ON_GPU else ["part1_tensorflow"]
-# Where there is a GPU, one may have TensorFlow only, or torch.
-INSTALLED = [part for part in PARTS if python_of(part).exists() or not ON_GPU]
+# Without a GPU, parts 4 and 5 have nothing to be compared with; with one, one may have TensorFlow only, or torch.
+MEASURED = [part for part in PARTS if (python_of(part).exists() if ON_GPU else PARTS[part].peer)]
+
+
+Start = Callable[[Path], Training]  # from the folder that it is to write to
 
 
 class Result(NamedTuple):
@@ -151,38 +155,60 @@ def share_of_waiting(logs: Path) -> float | None:
     return None
 
 
-def measure(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[str, Result]:
-    """Let the peer train, and the part, with each of these choices."""
-    starts: dict[str, Callable[[Path], Training]] = {}
+def starts_of(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[str, Start]:
+    """What trains: the peer, and the part with each of these choices."""
+    starts: dict[str, Start] = {}
     if PARTS[part].peer and not ON_GPU:
         starts[PARTS[part].title] = functools.partial(start_peer, part, length)
     for name, flags in choices.items():
         starts[f"train.py, {name}"] = functools.partial(start_ours, part, flags, length)
-    runs: list[Training] = []
-    seconds: list[list[float]] = []
+    return starts
+
+
+def measure_one_by_one(part: str, length: Length, starts: dict[str, Start]) -> dict[str, Result]:
+    """Let each of a part train alone."""
+    results = {}
+    for name, start in starts.items():
+        with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
+            run = start(Path(folder))
+            seconds = run.go_on(length.epochs, look=True)[1:]
+            run.finish()
+            results[name] = result_of(part, run, seconds)
+    return results
+
+
+def measure_in_turns(part: str, length: Length, runs: dict[str, Training]) -> dict[str, Result]:
+    """Let those of a part, which have done their first epoch, take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in rounds(2, length.epochs - 1, length.enough):
+        for name, run in runs.items():
+            seconds[name] += run.go_on()
+            run.look()
+    for run in runs.values():
+        run.end()
+    return {name: result_of(part, run, seconds[name]) for name, run in runs.items()}
+
+
+def measure_all(starts: dict[str, dict[str, Start]], length: Length) -> Iterator[tuple[str, dict[str, Result]]]:
+    """The results of each part. Those that take turns start together, and their first epoch does not count."""
+    for part in [part for part in starts if part in ONE_BY_ONE]:
+        yield part, measure_one_by_one(part, length, starts.pop(part))
+    if not starts:
+        return
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        if part in ONE_BY_ONE:
-            for number, start in enumerate(starts.values()):
-                runs.append(start(Path(folder) / f"{number}"))
-                seconds.append(runs[-1].go_on(length.epochs, look=True)[1:])
-                runs[-1].finish()
-        else:
-            runs = [start(Path(folder) / f"{number}") for number, start in enumerate(starts.values())]
-            go_on_together(runs, look=True)  # the first epoch does not count
-            seconds = [[] for _ in runs]
-            for _ in rounds(2, length.epochs - 1, length.enough):
-                for run, its in zip(runs, seconds, strict=True):
-                    its += run.go_on()
-                    run.look()
-            for run in runs:
-                run.end()
-        score = "segm_mAP" if part == "part7_mmdetection" else "val_iou"
-        return {
-            name: Result(
-                its, run.megabytes, run.gpu_megabytes, run.metrics()[score].tolist(), share_of_waiting(run.log.parent)
-            )
-            for name, run, its in zip(starts, runs, seconds, strict=True)
+        runs = {
+            part: {name: start(Path(tempfile.mkdtemp(dir=folder))) for name, start in its.items()}
+            for part, its in starts.items()
         }
+        go_on_together([run for its in runs.values() for run in its.values()], look=True)
+        for part, its in runs.items():
+            yield part, measure_in_turns(part, length, its)
+
+
+def result_of(part: str, run: Training, seconds: list[float]) -> Result:
+    """What a training has used and reached."""
+    reached = run.metrics()["segm_mAP" if part == "part7_mmdetection" else "val_iou"].tolist()
+    return Result(seconds, run.megabytes, run.gpu_megabytes, reached, share_of_waiting(run.log.parent))
 
 
 def cells_of(result: Result, first: Result, shows_reached: bool) -> list[str]:
@@ -220,21 +246,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 27 minutes")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=INSTALLED, help="only these; without a GPU, only printed"
+        "--parts", nargs="+", choices=MEASURED, default=MEASURED, help="only these; without a GPU, only printed"
     )
     args = parser.parse_args()
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
     length, shows_reached = LENGTHS[table], table != "training"
+    choices = {part: FP32 if table == "training" else PARTS[part].choices for part in args.parts}
+    starts = {part: starts_of(part, length, its) for part, its in choices.items()}
     results = {}
-    for part in args.parts:
-        choices = FP32 if table == "training" and PARTS[part].peer else PARTS[part].choices
-        results[part] = measure(part, length, choices)
-        for who, result in results[part].items():
-            cells = cells_of(result, next(iter(results[part].values())), shows_reached)
-            print(" | ".join([part, who, *cells]), flush=True)
+    for part, its in measure_all(starts, length):
+        results[part] = its
+        for who, result in its.items():
+            print(" | ".join([part, who, *cells_of(result, next(iter(its.values())), shows_reached)]), flush=True)
         if ON_GPU:
-            write_table(f"gpu_{part}", length, {part: results[part]}, shows_reached)
-    if not ON_GPU and args.parts == INSTALLED:
+            write_table(f"gpu_{part}", length, {part: its}, shows_reached)
+    if not ON_GPU and args.parts == MEASURED:
         write_table(table, length, results, shows_reached)
 
 

@@ -47,9 +47,8 @@ def test_steps_of_train_and_of_the_bare_loop_are_timed(part: str, data_root: Pat
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     steps = pd.read_csv(log)
-    assert steps["epoch"].value_counts().between(6, 8).tolist() == [True, True]
-    first_steps = steps.groupby("epoch").head(1)  # before these there is more to do
-    assert steps[steps["ours"].isna()].equals(first_steps)
+    first_steps = steps.index[steps["ours"].isna()]  # of the two epochs: before these there is more to do
+    assert len(steps) in (12, 14, 16) and first_steps.tolist() == [0, len(steps) // 2]
     assert 0.1 < (steps["ours"] / steps["bare"]).median() < 10
 
 
