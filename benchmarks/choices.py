@@ -41,7 +41,7 @@ TRIED = {  # by the table: what is tried with a network
 }
 AS_IT_IS = "as it is"
 WARM_UP = 1  # after a first one, in which they all start
-LEAST, ROUNDS, SECONDS = 3, 4, 12  # at least and at most so many; in between none after so many seconds
+LEAST, ROUNDS, SECONDS = 3, 4, 8  # at least and at most so many; in between none after so many seconds
 
 
 def answer_with_steps(part: str, flags: list[str], choices: list[str]) -> None:

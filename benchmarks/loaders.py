@@ -72,18 +72,20 @@ LOADERS: dict[str, dict[str, tuple[str, list[Any]]]] = {  # for each limit, the 
 DECODE_NOTHING = {"--cache", "npy"}  # so there is no limit that they could be compared with
 # Not measured while a network trains: on a CPU it does not wait for these parts' loaders as they are, either.
 VARIANTS: set[str] = set() if ON_GPU else DECODE_NOTHING
-IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 8
+IMAGES, IMAGE_SIZE, BATCH_SIZE = max(240, 80 * CORES), 384, 16
 BATCHES = IMAGES * 4 // 5 // BATCH_SIZE  # of a pass
 START_ONCE = {*DECODE_NOTHING, "part4_kornia", "part5_dali"}  # not compared, or far from the limit
 # At least and at most so many; in between none after so many seconds. Of a start's passes, a first one does not count.
 STARTS, PASSES, PASSES_ONCE = (1, 3, 240), (3, 29, 6), (2, 3, 5)
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
-# than to load several batches.
+# than to load several batches, and half a batch is enough.
+TRAINING_BATCH_SIZE = BATCH_SIZE if ON_GPU else BATCH_SIZE // 2
 FIRST_STEPS, STEPS = (2 * CORES, (2 * CORES, 2 * CORES, 0)) if ON_GPU else (1, (1, 4, 5))
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 HALF = ON_GPU or multiplies_bf16()
 
 Batches = Iterator[Any]
+Create = Callable[[argparse.Namespace], tuple[Callable[[], Batches], Callable[[], Step]]]  # of a loader and a network
 
 
 # --- what is measured, in the process of one loader ------------------------------------------
@@ -177,7 +179,9 @@ def answer_questions(part: str, flags: list[str]) -> None:
 
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
-        begin, make_step = (mmdet_epochs if part == "part7_mmdetection" else create)(args)
+        if part == "part7_mmdetection":
+            create = mmdet_epochs
+        begin, _ = create(args)
 
         def one_pass() -> float:
             """Images per second, while all workers are busy."""
@@ -195,13 +199,15 @@ def answer_questions(part: str, flags: list[str]) -> None:
         "memory": lambda: peak_memory(one_pass),
     }
     if not is_bare:
-        questions["waiting"] = lambda: waiting(begin, make_step())
+        questions["waiting"] = lambda: waiting(create, args)
     answer(lambda question: questions[question]())
 
 
-def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
-    """Train with the loader: images per second, and the share of the time that is spent waiting for it."""
-    batches = begin()
+def waiting(create: Create, args: argparse.Namespace) -> dict[str, Any]:
+    """Train with a loader like that: images per second, and the share of the time that is spent waiting for it."""
+    args.batch_size = TRAINING_BATCH_SIZE
+    begin, make_step = create(args)
+    step, batches = make_step(), begin()
     waited, total = [], []
     for batch in itertools.islice(batches, FIRST_STEPS):
         step(batch)
@@ -211,7 +217,8 @@ def waiting(begin: Callable[[], Batches], step: Step) -> dict[str, Any]:
         waited.append(time.perf_counter() - began)
         step(batch)
         total.append(time.perf_counter() - began)
-    return {"training_speed": [BATCH_SIZE / seconds for seconds in total], "waiting": sum(waited) / sum(total)}
+    speeds = [TRAINING_BATCH_SIZE / seconds for seconds in total]
+    return {"training_speed": speeds, "waiting": sum(waited) / sum(total)}
 
 
 # --- all loaders -----------------------------------------------------------------------------
@@ -289,8 +296,8 @@ def main() -> None:
     print("\n".join(" | ".join(row) for row in rows))
     columns = ["loader", "alone, images/s", "of the limit, median (range)", "CPU ms an image", "MB"]
     columns += ["training, images/s", "waiting"]
-    regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; resnet18, "
-    regime += "bfloat16 (part 7: float32)." if HALF else "float32."
+    regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; training: resnet18, "
+    regime += f"batch {TRAINING_BATCH_SIZE}, {'bfloat16 (part 7: float32)' if HALF else 'float32'}."
     save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

@@ -23,8 +23,8 @@ from results import describe_machine, draw_data, save, spread
 from trainings import MEMORY_DISK, ONE_THREAD, Training, go_on_together, start_train
 from turns import rounds
 
-BATCH_SIZE, STEPS = 8, 6
-LEAST, ROUNDS, SECONDS = 2, 3, 30  # at least and at most so many; in between none after so many seconds
+BATCH_SIZE, STEPS = 8, 4
+LEAST, ROUNDS, SECONDS = 2, 4, 20  # at least and at most so many; in between none after so many seconds
 SMALL = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", 64, "--workers", 1]
 LENGTH = ["--epochs", 2 * ROUNDS + 1, "--limit_batches", STEPS]
 PARTS = ["part1_tensorflow", "part3_lightning"]

@@ -22,7 +22,7 @@ import functools
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Length(NamedTuple):
 
 
 LENGTHS = {  # by the table that they belong to
-    "training": Length(epochs=4, images=60, image_size=96, batch_size=4, enough=20),
+    "training": Length(epochs=4, images=60, image_size=96, batch_size=4, enough=15),
     "reached": Length(epochs=12, images=240, image_size=96, batch_size=8),
     "gpu": Length(epochs=6, images=1381, image_size=384, batch_size=16),  # as many to train with as the articles have
 }
@@ -171,38 +171,27 @@ def measure_one_by_one(part: str, length: Length, starts: dict[str, Start]) -> d
     for name, start in starts.items():
         with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
             run = start(Path(folder))
-            seconds = run.go_on(length.epochs, look=True)[1:]
-            run.finish()
+            seconds = run.go_on(length.epochs, look=True, enough=length.enough)[1:]
+            if ON_GPU:
+                run.finish()  # the profiler writes at the end
+            run.end()
             results[name] = result_of(part, run, seconds)
     return results
 
 
-def measure_in_turns(part: str, length: Length, runs: dict[str, Training]) -> dict[str, Result]:
-    """Let those of a part, which have done their first epoch, take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in rounds(2, length.epochs - 1, length.enough):
-        for name, run in runs.items():
-            seconds[name] += run.go_on()
-            run.look()
-    for run in runs.values():
-        run.end()
-    return {name: result_of(part, run, seconds[name]) for name, run in runs.items()}
-
-
-def measure_all(starts: dict[str, dict[str, Start]], length: Length) -> Iterator[tuple[str, dict[str, Result]]]:
-    """The results of each part. Those that take turns start together, and their first epoch does not count."""
-    for part in [part for part in starts if part in ONE_BY_ONE]:
-        yield part, measure_one_by_one(part, length, starts.pop(part))
-    if not starts:
-        return
+def measure_in_turns(part: str, length: Length, starts: dict[str, Start]) -> dict[str, Result]:
+    """Let those of a part take turns; in the first epoch, which does not count, all train at the same time."""
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        runs = {
-            part: {name: start(Path(tempfile.mkdtemp(dir=folder))) for name, start in its.items()}
-            for part, its in starts.items()
-        }
-        go_on_together([run for its in runs.values() for run in its.values()], look=True)
-        for part, its in runs.items():
-            yield part, measure_in_turns(part, length, its)
+        runs = {name: start(Path(tempfile.mkdtemp(dir=folder))) for name, start in starts.items()}
+        go_on_together(runs.values(), look=True)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in rounds(2, length.epochs - 1, length.enough):
+            for name, run in runs.items():
+                seconds[name] += run.go_on()
+                run.look()
+        for run in runs.values():
+            run.end()
+        return {name: result_of(part, run, seconds[name]) for name, run in runs.items()}
 
 
 def result_of(part: str, run: Training, seconds: list[float]) -> Result:
@@ -251,10 +240,10 @@ def main() -> None:
     args = parser.parse_args()
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
     length, shows_reached = LENGTHS[table], table != "training"
-    choices = {part: FP32 if table == "training" else PARTS[part].choices for part in args.parts}
-    starts = {part: starts_of(part, length, its) for part, its in choices.items()}
     results = {}
-    for part, its in measure_all(starts, length):
+    for part in args.parts:
+        measure = measure_one_by_one if part in ONE_BY_ONE else measure_in_turns
+        its = measure(part, length, starts_of(part, length, FP32 if table == "training" else PARTS[part].choices))
         results[part] = its
         for who, result in its.items():
             print(" | ".join([part, who, *cells_of(result, next(iter(its.values())), shows_reached)]), flush=True)

@@ -1,5 +1,6 @@
 """Trainings whose epochs are measured, and that can take turns: train.py of a part, or what it is compared with."""
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,7 +13,7 @@ from results import ON_GPU, ROOT, ask_gpu, python_of
 from turns import InTerminal
 from usage import session_megabytes
 
-LOOK_EVERY = 1  # second from one look at the memory to the next
+LOOK_EVERY = 4  # seconds from one look at the memory to the next; one of a training takes a tenth of a second, and more
 # Where they can, they write their checkpoints to memory, because what a disk does, it does later.
 MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # variables, for a network on one core
@@ -31,20 +32,21 @@ class Training(InTerminal):
         """How many its log has."""
         return len(self.log.read_text().splitlines()) - 1 if self.log.exists() else 0
 
-    def go_on(self, rows: int = 1, look: bool = False) -> list[float]:
+    def go_on(self, rows: int = 1, look: bool = False, enough: float = math.inf) -> list[float]:
         """Let it train until its log has so many more rows, and return the seconds of each.
 
         Args:
             look: at its memory meanwhile, for which the system goes through all its pages.
+            enough: seconds, after which three rows will do: a first one, which does not count, and two that do.
 
         Raises:
             SystemExit: it has ended instead.
         """
-        time.sleep(0.3)  # what the one before it has left for the system to do
+        time.sleep(0.1)  # what the one before it has left for the system to do
         seconds: list[float] = []
         with self.turn():
             done, began, looked = self.rows(), time.perf_counter(), time.perf_counter()
-            while len(seconds) < rows:
+            while len(seconds) < rows and (len(seconds) < 3 or sum(seconds) < enough):
                 time.sleep(0.005)
                 if look and time.perf_counter() - looked > LOOK_EVERY:
                     self.look()

@@ -103,6 +103,33 @@ def test_train_takes_the_flags_of_the_table_of_a_gpu(part: str, data_root: Path)
     assert precisions == ({"fp16"} if part in ("part4_kornia", "part5_dali") else {"fp32", "bf16", "fp16"}), done.stdout
 
 
+TRAININGS = """
+import sys
+from pathlib import Path
+import training
+from training import FP32, MEASURED, Length, measure_in_turns, measure_one_by_one, starts_of
+
+training.draw_data = lambda part, images: Path(sys.argv[1])
+length = Length(epochs=4, images=0, image_size=64, batch_size=8, enough=0)
+assert {len(starts_of(part, length, FP32)) for part in MEASURED} == {2}  # else there is nothing to compare
+
+part = "part3_lightning"
+for measure in measure_one_by_one, measure_in_turns:
+    results = measure(part, length, starts_of(part, length, FP32))
+    assert list(results) == ["smp's loop, torchvision", "train.py, float32"]
+    for result in results.values():
+        assert len(result.epoch_seconds) == 2 and 0 < min(result.epoch_seconds) < 100, result
+        assert len(result.reached) == 3 and 0 < result.reached[-1] < 1, result
+        assert 300 < result.megabytes < 5000, result
+"""
+
+
+def test_whole_trainings_are_measured(data_root: Path) -> None:
+    words = [python_of("part3_lightning"), "-c", TRAININGS, data_root]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_each_table_of_a_gpu_has_its_place() -> None:
     readme = (BENCHMARKS / "README.md").read_text()
     assert [part for part in PARTS if f"<!-- gpu_{part}: " not in readme] == ["part2_balanced_data"]  # has none
