@@ -297,7 +297,8 @@ def main() -> None:
     columns = ["loader", "alone, images/s", "of the limit, median (range)", "CPU ms an image", "MB"]
     columns += ["training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; training: resnet18, "
-    regime += f"batch {TRAINING_BATCH_SIZE}, {'bfloat16 (part 7: float32)' if HALF else 'float32'}."
+    regime += f"batch {TRAINING_BATCH_SIZE}, {'bfloat16 (part 7: float32)' if HALF else 'float32'}; "
+    regime += f"up to {STARTS[1]} starts of {PASSES[2]} seconds."
     save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

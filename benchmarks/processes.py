@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results import describe_machine, draw_data, save, spread
+from results import CORES, describe_machine, draw_data, save, spread
 from trainings import MEMORY_DISK, ONE_THREAD, Training, go_on_together, start_train
 from turns import rounds
 
@@ -70,6 +70,9 @@ def measure(one: Training, another: Training, two: Training) -> dict[str, list[f
 def main() -> None:
     """Measure both parts."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if CORES < 2:
+        print("there is only one core here: not measured")
+        return
     rows, bars, figures = [], {}, {}
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         runs = {part: start_each(part, Path(folder) / part) for part in PARTS}

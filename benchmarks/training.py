@@ -51,7 +51,7 @@ class Length(NamedTuple):
     images: int  # a fifth of them for validation
     image_size: int
     batch_size: int
-    enough: float = math.inf  # seconds, after which no further round of epochs is measured; but at least two are
+    enough: float = math.inf  # seconds, after which no further epochs are measured; but at least two are
 
     def flags(self) -> list[Any]:
         """Those of train.py, and of the peers."""
@@ -166,16 +166,17 @@ def starts_of(part: str, length: Length, choices: dict[str, list[Any]]) -> dict[
 
 
 def measure_one_by_one(part: str, length: Length, starts: dict[str, Start]) -> dict[str, Result]:
-    """Let each of a part train alone."""
-    results = {}
+    """Let each of a part train alone, for as many epochs as the first one."""
+    results, epochs, enough = {}, length.epochs, length.enough
     for name, start in starts.items():
         with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
             run = start(Path(folder))
-            seconds = run.go_on(length.epochs, look=True, enough=length.enough)[1:]
+            seconds = run.go_on(epochs, look=True, enough=enough)
+            epochs, enough = len(seconds), math.inf
             if ON_GPU:
                 run.finish()  # the profiler writes at the end
             run.end()
-            results[name] = result_of(part, run, seconds)
+            results[name] = result_of(part, run, seconds[1:])
     return results
 
 
@@ -238,6 +239,8 @@ def main() -> None:
         "--parts", nargs="+", choices=MEASURED, default=MEASURED, help="only these; without a GPU, only printed"
     )
     args = parser.parse_args()
+    if args.long and ON_GPU:
+        parser.error("argument --long: on a GPU there is only one length")
     table = "gpu" if ON_GPU else "reached" if args.long else "training"
     length, shows_reached = LENGTHS[table], table != "training"
     results = {}

@@ -1,6 +1,7 @@
 """Trainings whose epochs are measured, and that can take turns: train.py of a part, or what it is compared with."""
 
 import math
+import shutil
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,8 +15,9 @@ from turns import InTerminal
 from usage import session_megabytes
 
 LOOK_EVERY = 4  # seconds from one look at the memory to the next; one of a training takes a tenth of a second, and more
-# Where they can, they write their checkpoints to memory, because what a disk does, it does later.
-MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
+# Where they can, they write their checkpoints to memory, because what a disk does, it does later. Some systems have
+# little of it there, such as Docker's 64 MB.
+MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4e9 else None
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # variables, for a network on one core
 
 

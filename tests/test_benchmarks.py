@@ -130,6 +130,35 @@ def test_whole_trainings_are_measured(data_root: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+UNEQUAL = """
+import sys
+from pathlib import Path
+from training import Length, cells_of, measure_one_by_one
+from trainings import Training
+
+ROWS = "import sys, time\\nfor line in ['val_iou', *[0.5] * 9]: print(line, flush=True); time.sleep(float(sys.argv[1]))"
+
+def start(seconds, folder):
+    log = folder / "rows.csv"
+    return Training(["sh", "-c", f'exec {sys.executable} -c "$0" {seconds} > {log}', ROWS], log)
+
+starts = {seconds: lambda folder, seconds=seconds: start(seconds, folder) for seconds in map(float, sys.argv[1:])}
+length = Length(epochs=5, images=0, image_size=0, batch_size=0, enough=4)
+first, second = measure_one_by_one("part3_lightning", length, starts).values()
+print(len(first.epoch_seconds), len(second.epoch_seconds), cells_of(second, first, False)[1])
+"""
+
+
+@pytest.mark.parametrize("seconds", [(0.05, 2), (2, 0.05)])
+def test_trainings_one_after_the_other_have_as_many_epochs(seconds: tuple[float, float]) -> None:
+    words = [python_of("part3_lightning"), "-c", UNEQUAL, *seconds]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+    first, second, ratio, *_ = done.stdout.split()
+    assert first == second == ("4" if seconds[0] < seconds[1] else "2")
+    assert (float(ratio) < 0.5) == (seconds[0] < seconds[1])
+
+
 def test_each_table_of_a_gpu_has_its_place() -> None:
     readme = (BENCHMARKS / "README.md").read_text()
     assert [part for part in PARTS if f"<!-- gpu_{part}: " not in readme] == ["part2_balanced_data"]  # has none
