@@ -78,8 +78,8 @@ START_ONCE = {*DECODE_NOTHING, "part4_kornia", "part5_dali"}  # not compared, or
 # At least and at most so many; in between none after so many seconds. Of a start's passes, a first one does not count.
 STARTS, PASSES, PASSES_ONCE = (1, 3, 240), (3, 29, 6), (2, 3, 5)
 # While it trains. A GPU first has to use up what was loaded before its first step; on a CPU, a step takes longer
-# than to load several batches, and half a batch is enough.
-TRAINING_BATCH_SIZE = BATCH_SIZE if ON_GPU else BATCH_SIZE // 2
+# than to load several batches, and a quarter of a batch is enough.
+TRAINING_BATCH_SIZE = BATCH_SIZE if ON_GPU else BATCH_SIZE // 4
 FIRST_STEPS, STEPS = (2 * CORES, (2 * CORES, 2 * CORES, 0)) if ON_GPU else (1, (1, 4, 5))
 FLAGS = ["--encoder", "resnet18", "--encoder_weights", "none", "--image_size", IMAGE_SIZE, "--batch_size", BATCH_SIZE]
 HALF = ON_GPU or multiplies_bf16()
