@@ -4,8 +4,9 @@
 
 In one process, train.py takes a step, with its progress bar, metrics and logs, and then the loop of bare.py takes one,
 and so on in turn: the same network, batch and precision, and for both the same batches, which lie in memory as a loader
-delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of a few steps. All
-parts start together, and from the second step on each goes on alone. Needs all environments (make setup).
+delivers them; on a GPU, train.py first has to bring them there. An overhead is that of the medians of a few steps. As
+many parts as there are cores start together, and from the second step on each goes on alone. Needs all environments
+(make setup).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 from bare import KEPT_BATCHES, create_step, parse_flags
 
 from results import (
+    CORES,
     ON_GPU,
     SMALL_MASK_RCNN,
     TF_PARTS,
@@ -201,8 +203,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for part in FLAGS:
             draw_data(part)  # before the first one starts
-        runs = {part: start(part, Path(folder) / part) for part in FLAGS}
-        go_on_together(runs.values())
+        runs: dict[str, Training] = {}
+        for first in range(0, len(FLAGS), CORES):  # all at the same time would take longer, with many threads a core
+            started = {part: start(part, Path(folder) / part) for part in list(FLAGS)[first : first + CORES]}
+            go_on_together(started.values())
+            runs |= started
         for part, run in runs.items():
             values = milliseconds(run)
             run.end()
