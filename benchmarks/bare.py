@@ -1,5 +1,5 @@
 """The barest training loop that is right, for the network of each part, on batches that lie in memory; and the barest
-loading, of one photograph.
+loading: of one photograph, and of an epoch's.
 
 What steps.py compares train.py with, what choices.py changes one thing at a time of, and the limits of loaders.py.
 """
@@ -7,12 +7,16 @@ What steps.py compares train.py with, what choices.py changes one thing at a tim
 import argparse
 import itertools
 import logging
+import multiprocessing
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results import ON_GPU, ROOT, TF_PARTS
+import numpy as np
+
+from results import CORES, ON_GPU, ROOT, TF_PARTS
 
 KEPT_BATCHES = 4  # batches, which are used in turn
 Step = Callable[[Any], object]  # trains on the batch that it is given
@@ -234,3 +238,32 @@ def balanced_load(args: argparse.Namespace, used: int) -> Callable[[int, int], o
         return augment[draw](**resized)
 
     return load
+
+
+def bare_pass(load: Callable[[int, int], object], epoch: int, used: int) -> float:
+    """Load and augment the `used` photographs of an epoch in as many processes as there are cores, drop them.
+
+    Returns:
+        Images per second, from when the last process has begun until the first one has no more to do.
+    """
+    each = used // CORES
+    ready = multiprocessing.Barrier(CORES, timeout=60)
+    times = np.frombuffer(multiprocessing.RawArray("d", CORES * (each + 1))).reshape(CORES, -1)  # all see the same
+
+    def work(process: int) -> None:
+        load(epoch, process)
+        ready.wait()
+        times[process, 0] = time.perf_counter()
+        for number in range(each):
+            load(epoch, process + number * CORES)
+            times[process, number + 1] = time.perf_counter()
+
+    processes = [multiprocessing.Process(target=work, args=(process,)) for process in range(CORES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a process of the limit has failed")
+    began, ended = times[:, 0].max(), times[:, -1].min()
+    return np.count_nonzero((times > began) & (times <= ended)) / (ended - began)

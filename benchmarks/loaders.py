@@ -13,7 +13,6 @@ other, because processes of the same code differ by several percent. Needs all e
 
 import argparse
 import itertools
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 from bare import (
     Step,
     bare_load,
+    bare_pass,
     mmdet_config,
     mmdet_step,
     parse_flags,
@@ -91,35 +91,6 @@ Create = Callable[[argparse.Namespace], tuple[Callable[[], Batches], Callable[[]
 # --- what is measured, in the process of one loader ------------------------------------------
 
 
-def bare_pass(load: Callable[[int, int], object], epoch: int) -> float:
-    """Load and augment an epoch's photographs in as many processes as there are cores, drop them.
-
-    Returns:
-        Images per second, from when the last process has begun until the first one has no more to do.
-    """
-    each = BATCHES * BATCH_SIZE // CORES
-    ready = multiprocessing.Barrier(CORES, timeout=60)
-    times = np.frombuffer(multiprocessing.RawArray("d", CORES * (each + 1))).reshape(CORES, -1)  # all see the same
-
-    def work(process: int) -> None:
-        load(epoch, process)
-        ready.wait()
-        times[process, 0] = time.perf_counter()
-        for number in range(each):
-            load(epoch, process + number * CORES)
-            times[process, number + 1] = time.perf_counter()
-
-    processes = [multiprocessing.Process(target=work, args=(process,)) for process in range(CORES)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit("a process of the limit has failed")
-    began, ended = times[:, 0].max(), times[:, -1].min()
-    return np.count_nonzero((times > began) & (times <= ended)) / (ended - began)
-
-
 def tensorflow_epochs(args: argparse.Namespace) -> tuple[Callable[[], Batches], Callable[[], Step]]:
     """Parts 1 and 2: a function that begins an epoch, and one that makes a training step."""
     set_precision(half=HALF)
@@ -175,7 +146,7 @@ def answer_questions(part: str, flags: list[str]) -> None:
         load, epochs = bare_load(args, BATCHES * BATCH_SIZE), itertools.count()
 
         def one_pass() -> float:
-            return bare_pass(load, next(epochs))
+            return bare_pass(load, next(epochs), BATCHES * BATCH_SIZE)
 
     else:
         create = tensorflow_epochs if part in TF_PARTS else torch_epochs
@@ -297,8 +268,7 @@ def main() -> None:
     columns = ["loader", "alone, images/s", "of the limit, median (range)", "CPU ms an image", "MB"]
     columns += ["training, images/s", "waiting"]
     regime = f"{IMAGE_SIZE} pixels from about 400 x 500, batch {BATCH_SIZE}, {CORES} workers; training: resnet18, "
-    regime += f"batch {TRAINING_BATCH_SIZE}, {'bfloat16 (part 7: float32)' if HALF else 'float32'}; "
-    regime += f"up to {STARTS[1]} starts of {PASSES[2]} seconds."
+    regime += f"batch {TRAINING_BATCH_SIZE}, {'bfloat16 (part 7: float32)' if HALF else 'float32'}."
     save("loaders", describe_machine("torch", "tensorflow"), regime, columns, rows, bars, "images/s", figures)
 
 

@@ -159,6 +159,13 @@ def test_trainings_one_after_the_other_have_as_many_epochs(seconds: tuple[float,
     assert (float(ratio) < 0.5) == (seconds[0] < seconds[1])
 
 
+def test_two_networks_are_not_measured_on_one_core() -> None:
+    core = min(os.sched_getaffinity(0))
+    words = ["taskset", "-c", core, python_of("part3_lightning"), "processes.py"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=BENCHMARKS)
+    assert (done.returncode, done.stdout) == (0, "there is only one core here: not measured\n"), done.stderr
+
+
 def test_each_table_of_a_gpu_has_its_place() -> None:
     readme = (BENCHMARKS / "README.md").read_text()
     assert [part for part in PARTS if f"<!-- gpu_{part}: " not in readme] == ["part2_balanced_data"]  # has none
