@@ -5,11 +5,10 @@
 
 The peers are in peers/, each as the documentation of its library says. All train the same network from scratch on the
 same photographs, as many steps, with the same batch and size. Those of a part take turns, epoch by epoch, and a ratio
-is that of neighbours; in the first epoch all train at the same time. Those of part 1, and all on a GPU, train one after
-the other. Seconds are those of an epoch, with validation and saving, without the first one; memory is that of all
-processes, at the most; the IoU (part 7: segm mAP) is the best of all epochs. A few epochs show how fast they are in
-float32; many (--long), what they reach, and in bfloat16. The peer of part 6 needs accelerate
-(benchmarks/requirements.txt).
+is that of neighbours. Those of part 1, and all on a GPU, train one after the other. Seconds are those of an epoch, with
+validation and saving, without the first one; memory is that of all processes, at the most; the IoU (part 7: segm mAP)
+is the best of all epochs. A few epochs show how fast they are in float32; many (--long), what they reach, and in
+bfloat16. The peer of part 6 needs accelerate (benchmarks/requirements.txt).
 
 On a GPU there is only one length, the networks and photographs are larger, and there are no peers: float32 is compared
 with float16, bfloat16 and --compile, and, in parts 4 and 5, the ways to load and augment. Also measured is the share
@@ -40,7 +39,7 @@ from results import (
     save,
     spread,
 )
-from trainings import MEMORY_DISK, Training, go_on_together, start_train
+from trainings import MEMORY_DISK, Training, start_train
 from turns import rounds
 
 
@@ -181,10 +180,12 @@ def measure_one_by_one(part: str, length: Length, starts: dict[str, Start]) -> d
 
 
 def measure_in_turns(part: str, length: Length, starts: dict[str, Start]) -> dict[str, Result]:
-    """Let those of a part take turns; in the first epoch, which does not count, all train at the same time."""
+    """Let those of a part take turns."""
     with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
-        runs = {name: start(Path(tempfile.mkdtemp(dir=folder))) for name, start in starts.items()}
-        go_on_together(runs.values(), look=True)
+        runs: dict[str, Training] = {}
+        for name, start in starts.items():
+            runs[name] = start(Path(tempfile.mkdtemp(dir=folder)))
+            runs[name].go_on(look=True)  # the first epoch does not count
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in rounds(2, length.epochs - 1, length.enough):
             for name, run in runs.items():

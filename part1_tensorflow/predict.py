@@ -1,5 +1,7 @@
 """Predict: weights and photographs in, masks, overlays and a table of metrics out."""
 
+import quick_imports  # before all else
+
 import argparse
 import json
 import sys
@@ -18,6 +20,8 @@ from keras2 import tf
 from model import create_model
 from transform import valid_transform
 from utils import any_path, choose_devices, device, folder, stop
+
+quick_imports.end()
 
 
 def parse_args() -> argparse.Namespace:

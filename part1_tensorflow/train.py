@@ -4,6 +4,8 @@ Article, section 5:
 https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/2022/08/02/segmentation-model-part1.html
 """
 
+import quick_imports  # before all else
+
 import argparse
 import math
 import sys
@@ -19,6 +21,8 @@ from model import F1, IoU, create_loss, create_model, create_optimizer, create_s
 from runs import open_run, read_metrics, report, why_over
 from strategy import create_strategy, throwaway_run
 from utils import choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
+
+quick_imports.end()
 
 PART = "tensorflow"  # the name of its folder in work_dir
 # With another one of these, --resume would not go on with the same network, or not at the same learning rate.

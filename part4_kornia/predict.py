@@ -1,5 +1,7 @@
 """Predict: weights and photographs in, masks, overlays and a table of metrics out."""
 
+import quick_imports  # before all else
+
 import argparse
 import sys
 from collections import Counter
@@ -14,6 +16,8 @@ from tqdm import tqdm
 from image_files import TINTS, BadFile, find_images, overlay, printable, read_image, read_mask, refuse_name, stem_below
 from inference import load_network, predict_labels
 from utils import any_path, device, folder, stop, whole_number, word
+
+quick_imports.end()
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,6 +4,8 @@ Article:
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/semanticsegmentation/deeplearning/kornia/2022/08/05/segmentation-model-part4.html
 """
 
+import quick_imports  # before all else
+
 import argparse
 import difflib
 import logging
@@ -39,6 +41,8 @@ from utils import (
     treat_sigterm_like_ctrl_c,
     whole_number,
 )
+
+quick_imports.end()
 
 PART = "kornia"  # the name of its folder in work_dir
 # What --resume cannot change: the network, and what its learning rate and its batches follow from.
@@ -87,13 +91,9 @@ def create_model(args: argparse.Namespace) -> SegmentationModel:
         model = SegmentationModel(**{name: getattr(args, name) for name in names}, encoder_weights=weights)
     except (KeyError, NotImplementedError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if weights == "imagenet" and isinstance(error, OSError):
-            stop(
-                f"--encoder_weights imagenet: they cannot be downloaded ({error}) Without network, start from "
-                "scratch with --encoder_weights none, or give a file with --encoder_weights FILE"
-            )
-        stop(
-            f"--arch {args.arch}, --encoder {args.encoder} and --encoder_weights {weights} do not go together: {error}"
-        )
+            without = "Without network: --encoder_weights none, to start from scratch, or --encoder_weights FILE"
+            stop(f"--encoder_weights imagenet: they cannot be downloaded ({error}) {without}")
+        stop(f"--arch {args.arch}, --encoder {args.encoder}, --encoder_weights {weights} do not go together: {error}")
     if args.compile:
         compile_network(model.network, args)
     return model

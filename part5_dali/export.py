@@ -1,5 +1,7 @@
 """Export: a checkpoint of train.py → an ONNX file, which runs without PyTorch (predict.py --weights best.onnx)."""
 
+import quick_imports  # before all else
+
 import argparse
 import contextlib
 import io
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from model import Normalize, SegmentationModel, load_model
 from utils import any_path, stop
+
+quick_imports.end()
 
 TOLERANCE = 1e-4  # the largest difference between the probabilities of PyTorch and ONNX that passes
 

@@ -69,8 +69,17 @@ def save_for_transformers(run_dir: Path, rows: list[dict[str, float]], photograp
     return folder
 
 
-def check_login(name: str) -> None:
-    """Leave with a message, before anything is trained, if this is no name, or the hub does not know the user."""
+def check_login(name: str | None, fold: str | None) -> None:
+    """Leave with a message, before anything is trained, if it is to be uploaded and that cannot be.
+
+    Args:
+        name: of --push_to_hub; it may be none, or the hub may not know the user.
+        fold: of --fold.
+    """
+    if name is None:
+        return
+    if fold == "all":
+        stop("--push_to_hub: not with --fold all, whose folds would overwrite one another")
     if "/" not in name:
         stop(f"--push_to_hub {name}: such names have two parts, as user/model")
     try:

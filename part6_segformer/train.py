@@ -4,6 +4,8 @@ Article:
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/semanticsegmentation/deeplearning/maskrcnn/huggingface/2022/08/08/segmentation-model-part7.html
 """
 
+import quick_imports  # before all else
+
 import argparse
 import logging
 import sys
@@ -41,6 +43,8 @@ from utils import (
     word,
 )
 
+quick_imports.end()
+
 PART = "segformer"  # the name of its folder in work_dir
 # What --resume cannot change: the network, and what its learning rate and its batches follow from.
 FIXED = ["encoder", "classes", "loss", "image_size", "batch_size", "accumulate_grad_batches", "ema"]
@@ -67,14 +71,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     is_on_hub = args.encoder.count("/") == 1 and args.encoder[0] not in "./~"
     if args.encoder not in ENCODERS and not is_on_hub and not Path(args.encoder).is_dir():
-        names = ", ".join(ENCODERS)
-        parser.error(f"argument --encoder: {args.encoder!r} is none of {names}, nor of the hub, nor a folder")
+        parser.error(f"argument --encoder: {args.encoder!r} is none of {', '.join(ENCODERS)}, of the hub, or a folder")
     if args.encoder_weights not in ("imagenet", "none") and not Path(args.encoder_weights).is_dir():
         parser.error(f"argument --encoder_weights: {args.encoder_weights!r} is neither imagenet, none nor a folder")
-    if args.push_to_hub:
-        if args.fold == "all":
-            parser.error("argument --push_to_hub: not with --fold all, whose folds would overwrite one another")
-        check_login(args.push_to_hub)
+    check_login(args.push_to_hub, args.fold)
     check_compiler(parser, args)
     return args
 

@@ -4,6 +4,8 @@ Article (its test.py is this with --masks):
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/intancesegmentation/deeplearning/mmdetection/2022/08/07/segmentation-model-part6.html
 """
 
+import quick_imports  # before all else
+
 import argparse
 import glob
 import json
@@ -32,6 +34,8 @@ from image_files import BadFile, find_images, printable, read_image, read_mask, 
 from model import load_model
 from transform import valid_transform
 from utils import any_path, choose_devices, device, folder, fraction, stop, whole_number
+
+quick_imports.end()
 
 Files = dict[str, Path]  # by their name below the folder, without ending
 

@@ -4,6 +4,8 @@ Article:
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/intancesegmentation/deeplearning/mmdetection/2022/08/07/segmentation-model-part6.html
 """
 
+import quick_imports  # before all else
+
 import argparse
 import math
 import os
@@ -27,6 +29,8 @@ from launch import join_processes, launch, use_device
 from model import ENCODERS, adapt_model, describe, epochs_done, refuse_other_weights, replace_everywhere
 from runs import open_run, read_metrics, report, why_over
 from utils import any_path, choose_devices, choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
+
+quick_imports.end()
 
 HERE = Path(__file__).parent
 PART = "mmdetection"  # the name of its folder in work_dir

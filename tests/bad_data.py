@@ -29,7 +29,7 @@ def copy(root: Path, to: Path) -> Path:
 
 def replace(file: Path, content: bytes | str | Image.Image | None) -> None:
     """Give a file other content, or with None delete it."""
-    file.unlink()
+    file.unlink(missing_ok=True)
     if isinstance(content, Image.Image):
         content.save(file)
     elif content is not None:
@@ -98,6 +98,11 @@ def resize_pair(root: Path, width: int, height: int, side: str = "train") -> Non
     edit_table(change, side)(root)
 
 
+def move_on(root: Path) -> None:
+    """Make the second photograph of train.csv the first one, and the first one the last."""
+    edit_table(lambda table: pd.concat([table[1:], table[:1]]))(root)
+
+
 def blacken_masks(root: Path) -> None:
     for side in ("train", "valid"):
         for path in pd.read_csv(root / "csv_file" / f"{side}.csv")["masks"]:
@@ -125,15 +130,16 @@ TABLES = {
     "a path with ..": Bad(
         edit_table(lambda table: table.assign(masks="train/../../x.png"), "valid"), ["valid.csv", OUTSIDE], 2
     ),
+    "one source only": Bad(edit_table(lambda table: table.assign(source="0")), [], 0),
     "more columns, in another order": Bad(
         edit_table(lambda table: table.assign(mine="1")[["mine", *reversed(table.columns)]]), [], 0
     ),
     "Windows line ends and a byte-order mark": Bad(
         edit_csv(lambda text: ("\ufeff" + text.replace("\n", "\r\n")).encode()), [], 0
     ),
-    "one source only": Bad(edit_table(lambda table: table.assign(source="0")), [], 0),
 }
 FILES = {
+    "all masks are empty": Bad(blacken_masks, [], 0),
     "a photograph is gone": Bad(lambda root: first(root).unlink(), ["{image}", AGAIN], 1),
     "a mask is gone": Bad(lambda root: first(root, "masks").unlink(), ["{mask}", AGAIN], 1),
     "a photograph is cut off": Bad(lambda root: halve(first(root)), ["{image}", AGAIN], 1),
@@ -167,7 +173,6 @@ FILES = {
     "a photograph of 20,000 pixels": Bad(
         lambda root: resize_pair(root, 20_000, 40), ["{image}", "in the annotations"], 0
     ),
-    "all masks are empty": Bad(blacken_masks, [], 0),
 }
 KINDS = TABLES | FILES
 # Part 7 looks for all photographs first, knows no masks but those in its annotations, and these have a size.

@@ -175,8 +175,10 @@ def test_two_processes_give_the_metrics_of_one(
     (part.folder / "evaluate.py").write_text(EVALUATE)
     weights = str(trained[0] / "weights" / "best.ckpt")
     args = ["--data_root", data_root, "--work_dir", work_dir, *part.small, "--workers", 0, "--device"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "evaluate.py"]
-    runs = [["evaluate.py", *args, "cpu"], ["evaluate.py", *args, "cpu", "cpu"], [*torchrun, *args, "cpu", "cpu"]]
+    runs = [["evaluate.py", *args, "cpu"], ["evaluate.py", *args, "cpu", "cpu"]]
+    if part.name == "part3_lightning":  # once is enough: each process takes a while to start
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+        runs.append([*torchrun, *runs[1]])
     one, *two = [[float(word) for word in part.run(*run, WEIGHTS=weights).stdout.split()[-2:]] for run in runs]
     assert one[0] > 0.1
     for metrics in two:

@@ -21,6 +21,7 @@ SHARED = [
     "image_files.py",
     "pairs.py",
     "prepared.py",
+    "quick_imports.py",
     "runs.py",
     "keras2.py",
     "strategy.py",
@@ -124,6 +125,20 @@ def test_files_are_read_in_one_sitting(part: str) -> None:
     for file in (ROOT / part).glob("*.py"):
         lines = len(file.read_text().splitlines())
         assert lines <= (200 if file.name == "train.py" else 300), f"{file} has {lines} lines"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_garbage_is_looked_for_again_after_the_imports(part: str) -> None:
+    for file in (ROOT / part).glob("*.py"):
+        _, *body = ast.parse(file.read_text()).body  # without the docstring
+        lines = [ast.unparse(node) for node in body]
+        if "import quick_imports" in lines:
+            is_import = [isinstance(node, ast.Import | ast.ImportFrom) for node in body]
+            after_imports = is_import.index(False)
+            assert lines[0] == "import quick_imports" and lines[after_imports] == "quick_imports.end()", file
+            assert not any(is_import[after_imports:]), file
+        else:
+            assert file.name not in ("train.py", "predict.py", "export.py")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bad_data_tests import test_bad_data_is_told_or_does_no_harm  # noqa: F401 - it is run for `part`
+from bad_data_tests import test_bad_data_is_told, test_odd_data_does_no_harm  # noqa: F401 - they are run for `part`
 from conftest import SMALL, Part
 from lightning_tests import (  # noqa: F401 - they are run for `part`
     test_a_file_that_became_corrupt_is_named_and_the_run_goes_on,

@@ -177,7 +177,7 @@ def test_losses_metrics_and_named_models(part: Part) -> None:
 
 
 def test_other_flags_train(part: Part, data_root: Path, work_dir: Path) -> None:
-    args = ["--data_root", data_root, "--encoder_weights", "none", "--image_size", "64", "--batch_size", "8"]
+    args = ["--data_root", data_root, "--encoder_weights", "none", "--image_size", 32, "--batch_size", 8]
     args += ["--model", "smp_segformer_mit_b0", "--auto_lr_find", "--profiler", "simple", "--gradient_clip", 1]
     args += ["--log", "wandb", "--mixed_precision", "True", "--epochs", 8, "--early_stopping", 1]
     keys = {"WANDB_API_KEY": "5ecre7" * 6 + "5ecr", "HF_TOKEN": "hf_" + "7oken" * 7}
