@@ -5,8 +5,8 @@
 The photographs are 192 drawn ones, each with up to 521 paths, through links to their folders. Runs with each number of
 them start one by one, where a start is quick those with the least and the most twice; then the last ones take turns,
 epoch by epoch.
-Images per second are those of train.py, of training without validation. Then 50 short epochs: the last nine of one run
-take turns with the second to tenth of another one, which is the same but for its age. Before that, all parts train at
+Images per second are those of train.py, of training without validation. Then 50 short epochs: the last four of one run
+take turns with the second to fifth of another one, which is the same but for its age. Before that, all parts train at
 the same time, each in one thread. Needs all environments (make setup).
 """
 
@@ -29,7 +29,7 @@ NUMBERS = [1_000, 10_000, 100_000]
 STEPS = 4
 STARTS = (1, 2, 30)  # at least and at most so many; no second one if the first ones took so many seconds
 LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs; in between none after so many seconds
-LONG, COMPARED, LONG_STEPS = 50, 9, 1
+LONG, COMPARED, LONG_STEPS = 50, 4, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
 PARTS: dict[str, list[Any]] = {
@@ -165,7 +165,7 @@ def measure_epochs() -> None:
         go_on_together(old.values(), rows=LONG - COMPARED - 10)
         for part, run in old.items():
             megabytes[part].append(session_megabytes(run.process.pid))
-            # 2 with 42, 3 with 43, ...: every fifth one also draws predictions.
+            # 2 with 47, 3 with 48, ...: every fifth one also draws predictions.
             turns = np.array([young[part].go_on() + run.go_on() for _ in range(COMPARED)])
             young[part].end()
             run.end()

@@ -37,7 +37,7 @@ from results import (
 from trainings import MEMORY_DISK, Training, go_on_together
 
 WARM_UP = 1  # step, after a first one, in which all start
-GROUP = 5  # steps, whose medians are compared
+GROUP = 4  # steps, whose medians are compared
 # Groups: at least and at most so many; in between as many as these seconds are enough for.
 LEAST, GROUPS, SECONDS = 2, 6, 24
 HALF = ["--mixed_precision", "bf16"] if ON_GPU or multiplies_bf16() else ["--mixed_precision", "False"]
