@@ -4,7 +4,7 @@ Article, section 5:
 https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/2022/08/02/segmentation-model-part1.html
 """
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import math

@@ -1,6 +1,6 @@
 """Predict: weights and photographs in, masks, overlays and a table of metrics out."""
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import json

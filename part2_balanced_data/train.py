@@ -3,7 +3,7 @@
 Article: https://hphuongdhsp.github.io/ml-blog/tensorflow/semanticsegmentation/deeplearning/imbalanceddata/2022/08/03/segmentation-model-part2.html
 """
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import math

@@ -1,6 +1,6 @@
 """Export: a checkpoint of train.py → an ONNX file, which runs without PyTorch (predict.py --weights best.onnx)."""
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import contextlib

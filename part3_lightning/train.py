@@ -4,7 +4,7 @@ Article:
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/semanticsegmentation/deeplearning/2022/08/04/segmentation-model-part3.html
 """
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import difflib
@@ -90,8 +90,8 @@ def create_model(args: argparse.Namespace) -> SegmentationModel:
         model = SegmentationModel(**{name: getattr(args, name) for name in names}, encoder_weights=weights)
     except (KeyError, NotImplementedError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if weights == "imagenet" and isinstance(error, OSError):
-            without = "Without network: --encoder_weights none, to start from scratch, or --encoder_weights FILE"
-            stop(f"--encoder_weights imagenet: they cannot be downloaded ({error}) {without}")
+            ways_out = "Without network: --encoder_weights none, to start from scratch, or --encoder_weights FILE"
+            stop(f"--encoder_weights imagenet: they cannot be downloaded ({error}) {ways_out}")
         stop(f"--arch {args.arch}, --encoder {args.encoder}, --encoder_weights {weights} do not go together: {error}")
     if args.compile:
         compile_network(model.network, args)

@@ -4,7 +4,7 @@ Article:
 https://hphuongdhsp.github.io/ml-blog/pytorchlightning/intancesegmentation/deeplearning/mmdetection/2022/08/07/segmentation-model-part6.html
 """
 
-import quick_imports  # before all else
+import quick_imports  # first: it makes the imports below faster
 
 import argparse
 import math

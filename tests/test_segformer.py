@@ -174,8 +174,11 @@ def test_without_network_the_ways_out_are_named(part: Part, data_root: Path, wor
     other.mkdir(parents=True)
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert "bert" in part.run("train.py", *args, "--encoder", other, code=2).stderr
-    two_folds, hub = ("me/nails", "--fold", "all"), "--push_to_hub"
-    for name, said in [(("nails",), "two parts"), (("nobody/nails",), "hf auth login"), (two_folds, "--fold all")]:
-        done = part.run("train.py", *args, *part.small, hub, *name, code=2, **nowhere)  # before it trains
+    for wanted, said in [  # before it trains
+        (["nails"], "two parts"),
+        (["nobody/nails"], "hf auth login"),
+        (["nobody/nails", "--fold", "all"], "would overwrite one another"),
+    ]:
+        done = part.run("train.py", *args, *part.small, "--push_to_hub", *wanted, code=2, **nowhere)
         assert said in done.stderr
     assert not any(part.run_dir(work_dir).glob("weights/*"))  # nothing was trained
