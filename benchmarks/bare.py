@@ -90,6 +90,7 @@ def tensorflow_model(args: argparse.Namespace) -> Any:
 
     model = train.create_network(args)
     model.compile(train.create_optimizer(args.optimizer, args.learning_rate), train.create_loss())
+    train.build_optimizer(model)
     return model
 
 

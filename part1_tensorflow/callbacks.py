@@ -188,9 +188,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
         begun = [path.name for path in weights_dir.glob("last-*.index") if path.stem != "last-1"]
         try:
             if last:
-                # "partial", because the optimizer makes its variables in the first step, and gets their values then;
-                # a run that ends before it would end in warnings about each of them.
-                self.checkpoint.restore(last).expect_partial()
+                self.checkpoint.restore(last)
             elif begun:
                 raise ValueError(f"no file 'checkpoint', but {', '.join(begun)}")
         except (tf.errors.OpError, ValueError, IndexError) as error:  # the last one if the file is too short

@@ -17,7 +17,7 @@ from dataloader import create_loader, load_data_path, sample_batch
 from errors import errors_in_words
 from keras2 import sm, tf
 from memory import keep_freed_memory
-from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
+from model import F1, IoU, build_optimizer, create_loss, create_model, create_optimizer, create_schedule
 from runs import open_run, read_metrics, report, why_over
 from strategy import create_strategy, throwaway_run
 from utils import choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c
@@ -104,6 +104,7 @@ def main() -> None:
         model = create_network(args)
         # Under mixed_float16, Keras puts a LossScaleOptimizer around the optimizer by itself.
         model.compile(create_optimizer(args.optimizer, schedule), create_loss(), [IoU(), F1()])
+        build_optimizer(model)
         network = {"encoder": args.encoder, "image_size": args.image_size}
         checkpoints = Checkpoints(model, run_dir, network)
         done = checkpoints.restore(args.work_dir / PART / "weights")

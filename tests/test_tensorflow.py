@@ -134,6 +134,34 @@ def test_convolutions_are_fast_on_older_cpus(part1: Part) -> None:
     assert part1.run("-c", ONEDNN).stdout.splitlines()[-1] == "True"  # on newer ones it is, whatever keras2.py does
 
 
+TIMES_RECORDED = """
+import numpy as np
+import train
+from keras2 import tf
+from model import build_optimizer, create_optimizer
+def and_show(model):
+    build_optimizer(model)
+    models.append(model)
+models, train.build_optimizer = [], and_show
+train.main()
+for policy in ["float32", "mixed_float16"]:
+    tf.keras.mixed_precision.set_global_policy(policy)
+    for name in ["radam", "adamw"]:
+        model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+        model.build((None, 1))
+        model.compile(create_optimizer(name, 1e-3), "mse")
+        and_show(model)
+        model.train_on_batch(np.zeros((1, 1)), np.zeros((1, 1)))
+print(*[model.train_tf_function.experimental_get_tracing_count() for model in models])
+"""
+
+
+def test_a_step_is_recorded_once(part: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--image_size", 32]
+    done = part.run("-c", TIMES_RECORDED, *args, "--epochs", 1, "--limit_batches", 1)
+    assert done.stdout.splitlines()[-1] == "1 1 1 1 1"  # train.py, and both optimizers in both precisions
+
+
 def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--log", "wandb", "--mixed_precision", "True", "--cache", "disk", "--optimizer", "adamw"]
     keys = {"WANDB_API_KEY": "5ecre7" * 6 + "5ecr", "KAGGLE_KEY": "kagg1e" * 5}
