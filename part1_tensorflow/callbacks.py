@@ -188,7 +188,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         begun = [path.name for path in weights_dir.glob("last-*.index") if path.stem != "last-1"]
         try:
             if last:
-                self.checkpoint.restore(last)
+                # "partial", because the loss scale of float16 is of no use to a run that goes on in another precision,
+                # and TensorFlow would warn of it.
+                self.checkpoint.restore(last).expect_partial()
             elif begun:
                 raise ValueError(f"no file 'checkpoint', but {', '.join(begun)}")
         except (tf.errors.OpError, ValueError, IndexError) as error:  # the last one if the file is too short

@@ -186,5 +186,5 @@ def build_optimizer(model: tf.keras.Model) -> None:
     optimizer, weights = model.optimizer, model.trainable_variables
     if hasattr(optimizer, "build"):
         optimizer.build(weights)
-    else:  # RectifiedAdam is one of Keras' older optimizers, which have it under this name only
+    else:  # RectifiedAdam, or the LossScaleOptimizer around it: Keras' older optimizers have it under this name only
         optimizer._create_all_weights(weights)

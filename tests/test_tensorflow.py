@@ -134,15 +134,15 @@ def test_convolutions_are_fast_on_older_cpus(part1: Part) -> None:
     assert part1.run("-c", ONEDNN).stdout.splitlines()[-1] == "True"  # on newer ones it is, whatever keras2.py does
 
 
-TIMES_RECORDED = """
+HOW_OFTEN_RECORDED = """
 import numpy as np
 import train
 from keras2 import tf
 from model import build_optimizer, create_optimizer
-def and_show(model):
+def build_and_keep(model):
     build_optimizer(model)
     models.append(model)
-models, train.build_optimizer = [], and_show
+models, train.build_optimizer = [], build_and_keep
 train.main()
 for policy in ["float32", "mixed_float16"]:
     tf.keras.mixed_precision.set_global_policy(policy)
@@ -150,7 +150,7 @@ for policy in ["float32", "mixed_float16"]:
         model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
         model.build((None, 1))
         model.compile(create_optimizer(name, 1e-3), "mse")
-        and_show(model)
+        build_and_keep(model)
         model.train_on_batch(np.zeros((1, 1)), np.zeros((1, 1)))
 print(*[model.train_tf_function.experimental_get_tracing_count() for model in models])
 """
@@ -158,8 +158,18 @@ print(*[model.train_tf_function.experimental_get_tracing_count() for model in mo
 
 def test_a_step_is_recorded_once(part: Part, data_root: Path, work_dir: Path) -> None:
     args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--image_size", 32]
-    done = part.run("-c", TIMES_RECORDED, *args, "--epochs", 1, "--limit_batches", 1)
+    done = part.run("-c", HOW_OFTEN_RECORDED, *args, "--epochs", 1, "--limit_batches", 1)
     assert done.stdout.splitlines()[-1] == "1 1 1 1 1"  # train.py, and both optimizers in both precisions
+
+
+def test_goes_on_in_another_precision(part: Part, data_root: Path, work_dir: Path) -> None:
+    args = ["--data_root", data_root, "--work_dir", work_dir, *SMALL, "--image_size", 32, "--limit_batches", 1]
+    part.run("train.py", *args, "--epochs", 1, "--mixed_precision", "fp16")
+    done = part.run("train.py", *args, "--epochs", 2, "--mixed_precision", "False", "--resume")
+    over = part.run("train.py", *args, "--epochs", 2, "--mixed_precision", "fp16", "--resume")
+    assert "all 2 epochs are done" in over.stdout
+    assert "unrestored" not in done.stderr + over.stderr  # a warning of TensorFlow, of what finds no place
+    assert len(pd.read_csv(work_dir / "tensorflow" / "logs" / "metrics.csv")) == 2
 
 
 def test_wandb_offline_and_bf16_and_cache_and_adamw(part1: Part, data_root: Path, work_dir: Path) -> None:
