@@ -24,7 +24,7 @@ from tf_keras.src.engine import keras_tensor  # noqa: F401  what tensorflow-addo
 # Dropout then draws from generators that can be saved, so that a run that goes on draws what it would have drawn.
 tf.keras.backend.experimental.enable_tf_random_generator()
 
-__all__ = ["rectified_adam", "sm", "tf"]
+__all__ = ["build_optimizer", "rectified_adam", "sm", "tf"]
 
 
 def rectified_adam() -> type[tf.keras.optimizers.Optimizer]:
@@ -38,3 +38,15 @@ def rectified_adam() -> type[tf.keras.optimizers.Optimizer]:
         warnings.simplefilter("ignore")  # it announces the end of its life at every start
         import tensorflow_addons as tfa
     return tfa.optimizers.RectifiedAdam
+
+
+def build_optimizer(model: tf.keras.Model) -> None:
+    """Create the variables that the optimizer keeps for each weight, which it does by itself in the first step.
+
+    TensorFlow records a step as a graph, and once more if variables were created meanwhile.
+    """
+    optimizer, weights = model.optimizer, model.trainable_variables
+    if hasattr(optimizer, "build"):
+        optimizer.build(weights)
+    else:  # RectifiedAdam, or the LossScaleOptimizer around it: Keras' older optimizers have it under this name only
+        optimizer._create_all_weights(weights)

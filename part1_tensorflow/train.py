@@ -15,9 +15,9 @@ from pathlib import Path
 from callbacks import Checkpoints, MetricsLog, PredictionGrid, StopIfNotFinite
 from dataloader import create_loader, load_data_path, sample_batch
 from errors import errors_in_words
-from keras2 import sm, tf
+from keras2 import build_optimizer, sm, tf
 from memory import keep_freed_memory
-from model import F1, IoU, build_optimizer, create_loss, create_model, create_optimizer, create_schedule
+from model import F1, IoU, create_loss, create_model, create_optimizer, create_schedule
 from runs import open_run, read_metrics, report, why_over
 from strategy import create_strategy, throwaway_run
 from utils import choose_precision, stop, train_parser, treat_sigterm_like_ctrl_c

@@ -176,15 +176,3 @@ def create_optimizer(
     if name == "radam":
         return rectified_adam()(schedule)  # Liu et al., On the Variance of the Adaptive Learning Rate, 2019
     return tf.keras.optimizers.AdamW(schedule)  # Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019
-
-
-def build_optimizer(model: tf.keras.Model) -> None:
-    """Create the variables that the optimizer keeps for each weight, which it does by itself in the first step.
-
-    TensorFlow records a step as a graph, and once more if variables were created meanwhile.
-    """
-    optimizer, weights = model.optimizer, model.trainable_variables
-    if hasattr(optimizer, "build"):
-        optimizer.build(weights)
-    else:  # RectifiedAdam, or the LossScaleOptimizer around it: Keras' older optimizers have it under this name only
-        optimizer._create_all_weights(weights)

@@ -55,3 +55,35 @@ def test_resizing_keeps_image_and_mask_on_one_another(part1: Part) -> None:
     (part1.folder / "resized.py").write_text(RESIZED)
     offset = [float(word) for word in part1.run("resized.py").stdout.split()[-2:]]
     assert offset == pytest.approx([0, 0], abs=0.1)  # the usual nearest neighbour is off by half a pixel
+
+
+MARKER = """
+import numpy as np
+from transform import seed_transform, train_transform
+transform = train_transform()
+photograph = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+changes = set()
+for seed in range(200):
+    seed_transform(transform, 1, 2, seed)
+    changes.add(transform(image=photograph, mask=photograph[..., 0])["image"].tobytes())
+rows, columns = np.mgrid[:128, :128]
+worst = 1.0
+for seed in range(50):
+    mask = ((rows - 50) ** 2 + (columns - 80) ** 2 < 24**2).astype(np.uint8)
+    seed_transform(transform, seed)
+    moved = transform(image=np.repeat(mask[..., None] * 255, 3, axis=2), mask=mask)
+    assert set(np.unique(moved["mask"])) <= {0, 1}
+    grey = moved["image"].astype(int).mean(axis=2)
+    bright = grey > (grey.min() + grey.max()) / 2
+    worst = min(worst, (bright & (moved["mask"] > 0)).sum() / (bright | (moved["mask"] > 0)).sum())
+print(len(changes), worst)
+"""
+
+
+def test_image_and_mask_are_moved_alike(part1: Part) -> None:
+    (part1.folder / "marker.py").write_text(MARKER)
+    different, worst = part1.run("marker.py").stdout.split()[-2:]
+    # A photograph is left as it is, or only flipped, one time in five. Steps that did not draw their chances
+    # independently of one another would leave it as it is half of the time.
+    assert int(different) > 130
+    assert float(worst) > 0.9
