@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_tensorflow import MARKER
-from test_tensorflow_loader import RESIZED
+from test_tensorflow_loader import MARKER, RESIZED
 
 from bad_data_tests import *  # noqa: F403 - all of its tests, for the part that `part` is
 from conftest import SMALL, Part
