@@ -28,7 +28,7 @@ from usage import session_megabytes
 NUMBERS = [1_000, 10_000, 100_000]
 STEPS = 4
 STARTS = (1, 2, 30)  # at least and at most so many; no second one if the first ones took so many seconds
-LEAST, ROUNDS, SECONDS = 2, 4, 12  # at least and at most so many epochs; in between none after so many seconds
+LEAST, ROUNDS, SECONDS = 3, 8, 20  # at least and at most so many epochs; in between none after so many seconds
 LONG, COMPARED, LONG_STEPS = 50, 4, 1
 SMALL = ["--encoder_weights", "none", "--encoder", "resnet18", "--batch_size", 4, "--image_size", 64]
 SMALL += ["--mixed_precision", "False"]
