@@ -133,7 +133,7 @@ def measure_numbers() -> None:
                 spread(speed, ".1f"),
                 "1" if is_least else spread(speed / speeds[NUMBERS[0]], ".2f"),
                 spread(started, ".1f"),
-                "" if is_least else spread(later, ".1f"),
+                "" if is_least else spread(later, "z.1f"),  # z: no -0.0
             ]
             rows.append([part, f"{number:,}", *cells])
             bars[f"{part}, {number:,}"] = run.megabytes

@@ -220,7 +220,8 @@ def write_table(name: str, length: Length, results: dict[str, dict[str, Result]]
             rows.append([part, who, *cells_of(result, next(iter(its.values())), shows_reached)])
             bars[f"{part}, {who}"] = result.epoch_seconds
             figures[f"{part}, {who}"] = result._asdict()
-    networks = f"{ENCODER} (part 6: mit_b0, part 7: resnet18) from scratch"
+    others = {"part6_segformer": "SegFormer with mit_b0", "part7_mmdetection": "Mask R-CNN with resnet18"}
+    networks = ", ".join(dict.fromkeys(others.get(part, f"U-Net with {ENCODER}") for part in results))
     photographs = f"{length.images * 4 // 5} photographs for training and {length.images // 5} for validation"
     at_most = "" if shows_reached else "at most "
     size = f"{length.image_size} pixels, batch {length.batch_size}, {at_most}{length.epochs} epochs"
@@ -229,13 +230,13 @@ def write_table(name: str, length: Length, results: dict[str, dict[str, Result]]
     columns += ["IoU, part 7: segm mAP"] if shows_reached else []
     packages = {"tensorflow" if part in TF_PARTS else "torch" for part in results}
     machine = describe_machine(*sorted(packages, reverse=True))
-    save(name, machine, f"{networks}; {photographs}; {size}.", columns, rows, bars, "s an epoch", figures)
+    save(name, machine, f"{networks}, from scratch; {photographs}; {size}.", columns, rows, bars, "s an epoch", figures)
 
 
 def main() -> None:
     """Measure all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 27 minutes")
+    parser.add_argument("--long", action="store_true", help="12 epochs, not 4, and what they reach; 24 minutes")
     parser.add_argument(
         "--parts", nargs="+", choices=MEASURED, default=MEASURED, help="only these; without a GPU, only printed"
     )
