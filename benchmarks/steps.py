@@ -215,7 +215,8 @@ def main() -> None:
             overhead = 100 * (values[:, 0] / values[:, 1] - 1)
             ours, bare = np.median(values, axis=0)
             more_ms = np.median(values[:, 0] - values[:, 1])
-            rows.append([part, f"{bare:.0f}", f"{ours:.0f}", f"{more_ms:z.1f}", spread(overhead, "z.1f") + " %"])
+            more = [f"{more_ms:z.1f}", spread(overhead, "z.1f") + " %"]  # z: no -0.0
+            rows.append([part, f"{bare:.0f}", f"{ours:.0f}", *more])
             bars[f"{part}, bare loop"], bars[f"{part}, train.py"] = values[:, 1], values[:, 0]
             print(" | ".join(rows[-1]), flush=True)
     precision = f"{'bfloat16' if 'bf16' in HALF else 'float32'} (part 7: float32)"
